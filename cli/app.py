@@ -1,0 +1,67 @@
+"""The program ``pyrtrav``: its commands, and how it fails.
+
+Exit codes: 0 all done; 1 some images failed, the rest are done and each failure is named; 2 wrong usage.
+"""
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from pyrtrav import __version__
+from pyrtrav.cli import classify, doctor, explain, info, train
+from pyrtrav.cli.render import stderr
+from pyrtrav.errors import PyramidError, PyrtravError
+
+app = typer.Typer(
+    name="pyrtrav",
+    help="Classify whole-slide and satellite images by looking only where it matters.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of all commands stand before the command's name."""
+
+
+for command in (info.info, classify.classify, train.train, explain.explain, doctor.doctor):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the program; errors of ours become one message and an exit code."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        app()
+    except PyrtravError as error:
+        if debug:
+            traceback.print_exc()
+        stderr.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1 if isinstance(error, PyramidError) else 2)
+    except BrokenPipeError:
+        # The reader of our output left, as in `pyrtrav classify ... | head`.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _plain(error: PyrtravError) -> str:
+    # Square brackets in file names are no markup.
+    return str(error).replace("[", "\\[")
+
+
+__all__ = ["app", "main"]

@@ -1,0 +1,71 @@
+"""``pyrtrav train``: a model from labelled images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pyrtrav.cli import options as o
+from pyrtrav.cli.render import note, pairs, progress, stderr, stdout, warn
+
+
+def train(
+    data: Annotated[
+        Path, typer.Option(help="A folder with a folder of images for each class, or a CSV with path,label.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the model, the log and the checkpoint.")] = Path("trained"),
+    method: Annotated[str, typer.Option(help="How to look.")] = "topdown",
+    encoder: Annotated[str, typer.Option(help="What turns a patch into features.")] = "residual",
+    config: Annotated[Path | None, typer.Option(help="Options from a TOML file.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="One option, as key=value; may be given again.")
+    ] = None,
+    purpose: Annotated[str, typer.Option(help="What the model is for; travels in its file.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Train a model; only the tiles that it attends to are decoded.
+
+    Example: pyrtrav train --data sample_data/tissue --set epochs=10
+    """
+    from pyrtrav.model_file import load_model
+    from pyrtrav.training.data import load_dataset
+    from pyrtrav.training.setup import plan_training
+    from pyrtrav.training.trainer import EpochReport, Trainer
+
+    dataset = load_dataset(data, seed=seed)
+    for warning in dataset.warnings:
+        warn(warning)
+    card, training = plan_training(
+        dataset, method=method, encoder=encoder, config_file=config, assignments=set_ or (), purpose=purpose
+    )
+    with progress(quiet) as bar:
+        task = bar.add_task("training", total=None)
+
+        def show(report: EpochReport) -> None:
+            bar.update(task, description=f"{report.stage}", completed=report.epoch, total=report.epochs)
+            if report.warning:
+                warn(report.warning)
+            figures = ", ".join(f"{name} {value:.3g}" for name, value in report.metrics.items())
+            if not quiet:
+                stderr.print(
+                    f"{report.stage}  epoch {report.epoch}/{report.epochs}  {figures}  {report.seconds:.1f} s",
+                    highlight=False,
+                )
+
+        trainer = Trainer(dataset, card, training, out, seed=seed, device=device, on_epoch=show)
+        path = trainer.run(resume=resume)
+    trained = load_model(path).card
+    reached = trained.training.get("validation", {})
+    note(f"log: {out / 'log.jsonl'}", quiet)
+    stdout.print(
+        pairs(
+            [
+                ("model", path),
+                ("selection", ", ".join(f"{name} {value}" for name, value in trained.selection.items())),
+                *((name.replace("_", " "), value) for name, value in reached.items()),
+            ]
+        )
+    )

@@ -1,0 +1,124 @@
+"""Words on a picture: what a tree's title and cost say, shortened and spelled so that the font can show them."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from functools import cache
+from typing import cast
+
+from PIL import ImageFont
+
+from pyrtrav.tree import Node, ParseTree
+
+Font = ImageFont.FreeTypeFont
+
+INK = (28, 28, 28)
+FAINT_INK = (96, 96, 96)
+PAPER = (255, 255, 255)
+
+# Names of micrometres in larger and smaller units. Aileron, Pillow's embedded font, has no Greek letter mu.
+_UNITS = ((1e9, "km"), (1e6, "m"), (1e3, "mm"), (1.0, "um"), (1e-3, "nm"))
+
+
+@cache
+def font(size: int) -> Font:
+    """Return Pillow's own font at ``size`` picture pixels; it needs FreeType, which Pillow's wheels have."""
+    return cast(Font, ImageFont.load_default(size=size))
+
+
+@cache
+def _has(character: str) -> bool:
+    """Whether the font has a glyph: one that it has not is drawn as the glyph of a non-character."""
+    face = font(24)
+    mask, missing = face.getmask(character), face.getmask("\uffff")
+    return mask.size != missing.size or bytes(mask) != bytes(missing)
+
+
+def legible(text: str) -> str:
+    """Return the text in the font's characters: accents are dropped, other unknown characters become ``?``."""
+    letters = []
+    for character in text:
+        if character.isspace() or not character.isprintable():
+            letters.append(" ")
+        elif _has(character):
+            letters.append(character)
+        else:
+            plain = unicodedata.normalize("NFKD", character)[0]
+            if not unicodedata.combining(character):
+                letters.append(plain if plain != character and _has(plain) else "?")
+    return "".join(letters)
+
+
+def shortened(text: str, face: Font, width: float) -> str:
+    """Return the text, or its beginning and end around ``...``, at most ``width`` picture pixels wide.
+
+    The middle goes: names of one series differ at the end, and the end tells the format.
+    """
+    if face.getlength(text) <= width:
+        return text
+    for kept in range(len(text) - 1, 0, -1):
+        tail = kept // 2
+        short = text[: kept - tail].rstrip() + "..." + text[len(text) - tail :].lstrip()
+        if face.getlength(short) <= width:
+            return short
+    return "..."
+
+
+def title(tree: ParseTree, face: Font, width: float) -> str:
+    """Return ``slide.svs: lesion 0.97`` within ``width`` picture pixels; the probability is never shortened."""
+    probability = f" {probability_text(tree.probability)}"
+    left = width - face.getlength(probability)
+    label = shortened(legible(tree.label), face, left / 2)
+    name = shortened(legible(str(tree.record["image"])), face, left - face.getlength(f": {label}"))
+    return f"{name}: {label}{probability}"
+
+
+def probability_text(probability: float) -> str:
+    """Return two decimals; what only rounds to certainty is not called certain."""
+    text = f"{probability:.2f}"
+    if text == "1.00" and probability < 1:
+        return ">0.99"
+    if text == "0.00" and probability > 0:
+        return "<0.01"
+    return text
+
+
+def cost_text(tree: ParseTree) -> str:
+    """Return ``37 fixations, 61 of 41,310 tiles, 0.8 MB read``; bytes only where the reader could count them."""
+    cost = tree.record["cost"]
+    fixations = f"{cost['fixations']:,} fixation{'' if cost['fixations'] == 1 else 's'}"
+    if cost["truncated"]:
+        fixations += " (cut short)"
+    parts = [fixations, f"{cost['tiles_distinct']:,} of {cost['tiles_total']:,} tiles"]
+    if cost["bytes_read"] is not None:
+        parts.append(f"{bytes_text(cost['bytes_read'])} read")
+    return ", ".join(parts)
+
+
+def bytes_text(count: int) -> str:
+    """Return a number of bytes in decimal units, as disks and networks are sold."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        # From 0.1 on: 0.8 MB reads better among MB than 812 kB.
+        if count >= 0.1 * size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} bytes"
+
+
+def downsample_text(nodes: tuple[Node, ...]) -> str:
+    """Return ``x16``, or ``x16 .. x4`` where the nodes saw the image at several resolutions."""
+    coarsest, finest = (_factor(choose(node.downsample for node in nodes)) for choose in (max, min))
+    return coarsest if coarsest == finest else f"{coarsest} .. {finest}"
+
+
+def _factor(downsample: float) -> str:
+    return f"x{downsample:,.0f}" if downsample >= 100 else f"x{downsample:.3g}"
+
+
+def scale_bar(level0_pixels: float, mpp: float) -> tuple[float, str]:
+    """Return the longest bar of 1, 2 or 5 times a power of ten within a length: level-0 pixels and ``500 um``."""
+    micrometres = level0_pixels * mpp
+    power = 10.0 ** math.floor(math.log10(micrometres))
+    length = max(factor * power for factor in (1.0, 2.0, 5.0) if factor * power <= micrometres * (1 + 1e-9))
+    size, unit = next((pair for pair in _UNITS if length >= pair[0] * (1 - 1e-9)), _UNITS[-1])
+    return length / mpp, f"{length / size:g} {unit}"

@@ -1,0 +1,25 @@
+"""Pictures to disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+
+from pyrtrav.errors import ConfigError
+from pyrtrav.files import written_whole
+
+
+def check_png(path: str | os.PathLike[str]) -> None:
+    """Raise ConfigError where the name does not end in ``.png``; before anything is drawn."""
+    if Path(path).suffix.lower() != ".png":
+        raise ConfigError(f"{os.fspath(path)}: pictures are written as PNG; give a name that ends in .png")
+
+
+def save_png(image: Image.Image, path: str | os.PathLike[str], title: str) -> None:
+    """Write the picture, whole or not at all; ``title`` goes into the file too, unshortened."""
+    words = PngImagePlugin.PngInfo()
+    words.add_itxt("Title", title)
+    with written_whole(path) as beside:
+        image.save(beside, format="PNG", pnginfo=words)

@@ -1,0 +1,48 @@
+"""Writing so that a crash leaves the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyrtrav.errors import ConfigError
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a name beside ``path`` to write to; it takes the path's place when the block ends without an error.
+
+    Raises:
+        ConfigError: the folder is missing or cannot be written to.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise ConfigError(f"{target}: is a folder; name a file in it")
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written: {error.strerror or error}") from error
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        # mkstemp makes private files; results have the permissions of any new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        beside.chmod(0o666 & ~umask)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def append_line(path: str | os.PathLike[str], line: str) -> None:
+    """Append one line and wait until it is on the disk: a line is whole or absent, but for a torn last one."""
+    with open(path, "ab") as file:
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

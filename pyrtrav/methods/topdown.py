@@ -1,0 +1,296 @@
+"""Top-down traversal of an image pyramid with hard attention (the seed method).
+
+Source: "Image classification through top-down image pyramid traversal" (anonymous, under review; later published as
+"Hard-Attention for Scalable Image Classification", Papadopoulos, Korus, Memon, NeurIPS 2021).
+
+    paper                               here
+    processing level z + 1              depth z
+    feature extraction module           encoder: V_n = ``vector``, F_n = ``map``
+    location module                     ``Location`` (the policy)
+    candidate location, grid of g       cell, edge; ``Grid``
+    aggregation module                  ``aggregate``
+    merging module (circled plus)       ``merge``
+    classification module               ``classify``
+    l, p(l | x)                         edges that are on; ``Trace.decision_log_prob``
+    p_t (14), p_k (15)                  ``Trace.expected_cells``, ``Trace.mean_by_cell``
+    N, M                                images of a batch, ``samples``
+
+Equations implemented: (1) = (13), (2), (3), (4), (5) as stages, (7), (8a), (12), (14), (15).
+
+Differs from the paper:
+1. A cell reached through two parents is one region; with ``share_cells`` (default) it is read and encoded once and
+   draws its decisions once. p_t then counts distinct cells. ``share_cells=false`` is the paper's tree.
+2. The image is centred in a square, never squashed; cells without image area are no candidates and leave every mean.
+3. The slope of the leaky ReLU is not stated in the paper; 0.2 is TensorFlow's default.
+4. The first batch's mean starts the baseline (12), and a step uses the baseline from before it.
+5. c_r is not given in the paper; by default it is the probability at which a policy that favours no place attends
+   c_t cells (``policy_gradient.probability_for``). The location module's bias starts there too
+   (``initial_probability``; 0.5 is the paper's zero bias), so that training does not begin by attending everything.
+6. The default weights (lambda) are not the paper's: with Adam only their ratio and its epsilon matter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyrtrav.encoders.base import Encoder, Encoding, count_macs, init_xavier
+from pyrtrav.errors import ConfigError
+from pyrtrav.geometry import Grid
+from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
+from pyrtrav.policy_gradient import (
+    cost_penalty,
+    diversity_penalty,
+    log_likelihood,
+    next_baseline,
+    probability_for,
+    reinforce,
+)
+from pyrtrav.sampling import Image
+from pyrtrav.selection import Settings
+from pyrtrav.trace import Trace
+from pyrtrav.traversal import Generators, Policy, Traversal
+
+LEAKY_SLOPE = 0.2
+
+
+@dataclass(frozen=True)
+class TopDownConfig:
+    """How a top-down model is made and trained."""
+
+    max_depth: int = 2
+    """Greatest depth: max_depth + 1 processing levels."""
+    cells: int = 3
+    """Candidate cells along one side of a fixation's grid."""
+    side: float = 0.5
+    """Side of a cell as a fraction of its parent's."""
+    share_cells: bool = True
+    """Look once at a cell that two parents attend."""
+    finest_mpp: float | None = None
+    """Micrometres a patch pixel below which no image is followed; None goes down to level 0."""
+    c_t: float | tuple[float, ...] = 8.0
+    """Cells to attend an image on average, the glance not counted; one value for the greatest depth, or one a depth."""
+    c_r: float | None = None
+    """Average probability aimed at for each place in the grid; None derives it from c_t."""
+    initial_probability: float | None = None
+    """Probability of every cell before training; None takes c_r."""
+    lambda_f: float = 1.0
+    """Weight of REINFORCE."""
+    lambda_t: float = 0.1
+    """Weight of the distance to c_t."""
+    lambda_r: float = 0.1
+    """Weight of the distance to c_r."""
+    samples: int = 2
+    """Monte Carlo samples an image (M)."""
+    gradual: bool = True
+    """Train depth by depth (5) rather than all depths from the start."""
+
+    def __post_init__(self) -> None:
+        if self.max_depth < 0:
+            raise ConfigError(f"max_depth must be 0 or more, got {self.max_depth}")
+        if self.samples < 1:
+            raise ConfigError(f"samples must be 1 or more, got {self.samples}")
+        if isinstance(self.c_t, tuple) and len(self.c_t) != self.max_depth:
+            raise ConfigError(f"c_t has {len(self.c_t)} values for {self.max_depth} depths below the glance")
+        if self.max_depth and min(self.c_t if isinstance(self.c_t, tuple) else (self.c_t,)) <= 0:
+            raise ConfigError(f"c_t must be above 0, got {self.c_t}")
+        if self.share_cells and self.grid.ratio is None:
+            raise ConfigError(f"cells of side {self.side} lie on no lattice; share_cells needs a whole 1/side")
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.cells, self.side)
+
+    def cells_wanted(self, depth: int) -> float:
+        """c_t of a stage that goes down to ``depth``."""
+        if isinstance(self.c_t, tuple):
+            return self.c_t[depth - 1]
+        p = probability_for(self.c_t, self.grid.count, self.max_depth)
+        return float(sum((self.grid.count * p) ** z for z in range(1, depth + 1)))
+
+    def even_probability(self, depth: int) -> float:
+        """c_r of a stage that goes down to ``depth``."""
+        if self.c_r is not None:
+            return self.c_r
+        return probability_for(self.cells_wanted(depth), self.grid.count, depth)
+
+
+class Location(Policy):
+    """The location module: one logit a cell, from the whole map; no gradient goes back into the map."""
+
+    def __init__(self, channels: int, map_size: tuple[int, int], grid: Grid, initial_probability: float) -> None:
+        super().__init__()
+        self.grid = grid
+        self.conv = nn.Conv2d(channels, grid.count, map_size)
+        init_xavier(self)
+        odds = initial_probability / (1 - initial_probability)
+        nn.init.constant_(self.conv.bias, float(np.log(odds)))  # type: ignore[arg-type]
+
+    def forward(self, encoding: Encoding) -> Float[Tensor, "fixation cell"]:
+        """Return logits; cells are numbered row by row."""
+        logits: Tensor = self.conv(encoding.map.detach())
+        return logits.flatten(1)
+
+
+class TopDown(Model):
+    """Encoder, location, aggregation, merging and classification modules."""
+
+    def __init__(self, config: TopDownConfig, encoder: Encoder, classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.max_depth, self.grid_cells = config.max_depth, config.cells
+        grid, size = config.grid, encoder.vector_size
+        start = config.initial_probability
+        if start is None:
+            start = config.even_probability(max(config.max_depth, 1)) if config.max_depth else 0.5
+        location = Location(encoder.map_channels, encoder.map_size, grid, min(max(start, 0.01), 0.99))
+        self.traversal = Traversal(encoder, location, config.finest_mpp)
+        self.aggregate = nn.Conv2d(size, size, grid.cells)
+        self.merge = nn.Linear(2 * size, size)
+        self.classify = nn.Linear(size, classes)
+        self.activation = nn.LeakyReLU(LEAKY_SLOPE)
+        for module in (self.aggregate, self.merge, self.classify):
+            init_xavier(module)
+        self._macs: dict[str, int] | None = None
+
+    @property
+    def encoder(self) -> Encoder:  # type: ignore[override]
+        return self.traversal.encoder
+
+    @property
+    def location(self) -> Policy:
+        return self.traversal.policy
+
+    def look(self, images: Sequence[Image], settings: Settings, generator: Generators | None = None) -> Trace:
+        trace: Trace = self.traversal(images, settings, generator)
+        return trace
+
+    def depth_of(self, image: Image, settings: Settings) -> int:
+        return self.traversal.depth_of(image, settings)
+
+    def believe(self, trace: Trace, depth: int) -> Float[Tensor, "image label"]:
+        """Equation (7) from the bottom up, then the classification module."""
+        values = trace.vector
+        on = np.flatnonzero(trace.on & (trace.depth[trace.parent] < depth))
+        for level in reversed(range(depth)):
+            edges = on[trace.depth[trace.parent[on]] == level]
+            if len(edges):
+                values = self._merge_level(trace, values, edges)
+        glances = np.flatnonzero(trace.depth == 0)
+        device = values.device
+        logits: Tensor = self.classify(values[torch.from_numpy(glances).to(device)])
+        full = torch.zeros(trace.images, logits.shape[1], dtype=logits.dtype, device=device)
+        return full.index_copy(0, torch.from_numpy(trace.image[glances]).to(device), logits)
+
+    def _merge_level(self, trace: Trace, values: Tensor, edges: np.ndarray[Any, Any]) -> Tensor:
+        """V'_n of every fixation with an attended cell; the grid's other cells are zero vectors."""
+        device, size, cells = values.device, values.shape[1], self.config.cells
+        parents, local = np.unique(trace.parent[edges], return_inverse=True)
+        slots = torch.from_numpy(local * cells * cells + trace.cell[edges]).to(device)
+        children = torch.from_numpy(trace.child[edges]).to(device)
+        grids = torch.zeros(len(parents) * cells * cells, size, dtype=values.dtype, device=device)
+        grids = grids.index_copy(0, slots, values[children])
+        grids = grids.view(len(parents), cells, cells, size).permute(0, 3, 1, 2)
+        fine = self.activation(self.aggregate(grids)).flatten(1)
+        index = torch.from_numpy(parents).to(device)
+        merged = self.activation(self.merge(torch.cat([values[index], fine], dim=1)))
+        return values.index_copy(0, index, merged)
+
+    def module_macs(self) -> dict[str, int]:
+        """Multiply-accumulates of one application of each module."""
+        if self._macs is None:
+            encoder, size, cells = self.encoder, self.encoder.vector_size, self.config.cells
+            device = next(self.parameters()).device
+            patch = torch.zeros(1, encoder.channels, encoder.base_resolution, encoder.base_resolution, device=device)
+            vector = torch.zeros(1, size, device=device)
+            map_ = torch.zeros(1, encoder.map_channels, *encoder.map_size, device=device)
+            self._macs = {
+                "encoder": count_macs(encoder, patch),
+                "location": count_macs(self.location, Encoding(vector, map_)),
+                "aggregation": count_macs(self.aggregate, torch.zeros(1, size, cells, cells, device=device)),
+                "merging": count_macs(self.merge, torch.zeros(1, 2 * size, device=device)),
+                "classification": count_macs(self.classify, vector),
+            }
+        return self._macs
+
+    def macs(self, trace: Trace) -> list[int]:
+        cost = self.module_macs()
+        fixations = np.bincount(trace.image, minlength=trace.images)
+        located = np.bincount(trace.image[np.unique(trace.parent)], minlength=trace.images)
+        merged = np.bincount(trace.image[np.unique(trace.parent[trace.on])], minlength=trace.images)
+        total = (
+            fixations * cost["encoder"]
+            + located * cost["location"]
+            + merged * (cost["aggregation"] + cost["merging"])
+            + cost["classification"]
+        )
+        return [int(n) for n in total]
+
+
+class LearningRule(Objective):
+    """Learning rule (4) of one stage, negated: a loss."""
+
+    def __init__(self, config: TopDownConfig, depth: int) -> None:
+        super().__init__()
+        self.config, self.depth = config, depth
+        self.c_t = config.cells_wanted(depth) if depth else 0.0
+        self.c_r = config.even_probability(depth) if depth else 0.0
+        # NaN until the first batch has been seen.
+        self.register_buffer("baseline", torch.tensor(float("nan"), dtype=torch.float64))
+
+    def forward(
+        self, model: TopDown, images: Sequence[Image], labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics, Trace]:
+        samples = self.config.samples if self.depth else 1
+        settings = Settings(select="sample", depth=self.depth, share_cells=self.config.share_cells)
+        trace = model.look([image for image in images for _ in range(samples)], settings, generator)
+        target = labels.to(trace.device).repeat_interleave(samples)
+        alive = torch.from_numpy(np.flatnonzero(trace.alive)).to(trace.device)
+        logits = model.believe(trace, self.depth)
+        reward = log_likelihood(logits, target)[alive]
+        objective = reward.mean() + self._attention(trace, reward, alive)
+        correct = (logits.argmax(1) == target)[alive].double().mean()
+        metrics = {
+            "loss": -float(reward.detach().mean()),
+            "accuracy": float(correct),
+            "cells": float(trace.cells_attended(self.depth)[trace.alive].mean()),
+        }
+        return -objective, metrics, trace
+
+    def _attention(self, trace: Trace, reward: Tensor, alive: Tensor) -> Tensor:
+        """The second term of (1), and the regularisers (2) and (3)."""
+        if self.depth == 0 or len(trace.parent) == 0:
+            return torch.zeros((), device=reward.device)
+        config, baseline = self.config, float(self.baseline)  # type: ignore[arg-type]
+        known = None if np.isnan(baseline) else baseline
+        used = float(reward.detach().mean()) if known is None else known
+        self.baseline.fill_(next_baseline(known, reward))  # type: ignore[operator]
+        log_prob = trace.decision_log_prob(self.depth)[alive]
+        cells = trace.expected_cells(self.depth, shared=config.share_cells)[alive]
+        by_cell = trace.mean_by_cell(self.depth, config.grid.count)
+        return (
+            config.lambda_f * reinforce(log_prob, reward, used)
+            + config.lambda_t * cost_penalty(cells, self.c_t)
+            + config.lambda_r * diversity_penalty(by_cell, self.c_r)
+        )
+
+
+def stages(config: TopDownConfig) -> list[Stage]:
+    """Gradual learning (5): one more depth a stage; or all depths at once. Depth 0 alone is plain classification."""
+    depths = range(1, config.max_depth + 1) if config.gradual and config.max_depth else [config.max_depth]
+    return [Stage(f"depth {depth}", depth, LearningRule(config, depth)) for depth in depths]
+
+
+METHOD = Method(
+    name="topdown",
+    paper="Image classification through top-down image pyramid traversal",
+    Config=TopDownConfig,
+    supports=frozenset({"select", "budget", "cells"}),
+    encoders=None,
+    build=TopDown,
+    stages=stages,
+)

@@ -1,0 +1,57 @@
+"""Learning where to look, as pure functions of tensors.
+
+Source: "Image classification through top-down image pyramid traversal", equations (1) to (4), (12), (14), (15).
+All terms are written as quantities to be maximised, as in the paper.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+BASELINE_DECAY = 0.9
+
+
+def reinforce(
+    log_prob: Float[Tensor, " image"], reward: Float[Tensor, " image"], baseline: float
+) -> Float[Tensor, ""]:
+    """Return the surrogate whose gradient is the second term of (1): mean of (reward - b) * grad log p(l | x)."""
+    return ((reward.detach() - baseline) * log_prob).mean()
+
+
+def next_baseline(baseline: float | None, reward: Float[Tensor, " image"]) -> float:
+    """Return the moving average (12) after a batch; the first batch's mean starts it."""
+    mean = float(reward.detach().mean())
+    return mean if baseline is None else BASELINE_DECAY * baseline + (1 - BASELINE_DECAY) * mean
+
+
+def cost_penalty(expected_cells: Float[Tensor, " image"], c_t: float) -> Float[Tensor, ""]:
+    """Return R_t / lambda_t of (2): minus half the squared distance of the batch's mean expected cells to c_t."""
+    return -0.5 * (expected_cells.mean() - c_t) ** 2
+
+
+def diversity_penalty(mean_by_cell: Float[Tensor, " cell"], c_r: float) -> Float[Tensor, ""]:
+    """Return R_r / lambda_r of (3): minus the mean over cells of half the squared distance to c_r."""
+    return -0.5 * ((mean_by_cell - c_r) ** 2).mean()
+
+
+def probability_for(c_t: float, cells: int, depth: int) -> float:
+    """Return the probability p a cell that solves sum over z = 1..depth of (cells * p)^z = c_t, at most 1.
+
+    The paper gives no c_r and says that it depends on c_t: this is the p at which a policy that favours no place
+    attends c_t cells.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if sum((cells * middle) ** z for z in range(1, depth + 1)) < c_t:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def log_likelihood(
+    logits: Float[Tensor, "image label"], target: torch.Tensor
+) -> Float[Tensor, " image"]:
+    """Return log p(y | l, x) of the true labels."""
+    return torch.log_softmax(logits, dim=1).gather(1, target[:, None])[:, 0]

@@ -1,0 +1,278 @@
+"""Image and model to result record and parse tree: one function behind classify, explain and evaluate."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+
+from pyrtrav import __version__
+from pyrtrav.errors import ConfigError, PyrtravError
+from pyrtrav.geometry import root_region
+from pyrtrav.methods import find_method
+from pyrtrav.model_file import LoadedModel, load_model
+from pyrtrav.pyramid import Pyramid, open_pyramid
+from pyrtrav.pyramid.inspect import fingerprint
+from pyrtrav.selection import Settings
+from pyrtrav.trace import Trace
+from pyrtrav.tree import RESULT_SCHEMA, ParseTree, Record
+
+
+class Outcome(NamedTuple):
+    """What became of one image: its record, and its tree where it was classified."""
+
+    record: Record
+    tree: ParseTree | None
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"device {name!r} cannot be used: {reason}") from error
+    return device
+
+
+class Predictor:
+    """A model that classifies images by looking only where it matters.
+
+    >>> outcome = Predictor().predict(["slide.svs"])[0]
+    >>> outcome.record["prediction"]["label"], outcome.tree.nodes
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | LoadedModel | None = None, *, device: str = "auto") -> None:
+        self.loaded = model if isinstance(model, LoadedModel) else load_model(model)
+        self.device = pick_device(device)
+        self.model = self.loaded.model.to(self.device).eval()
+
+    @property
+    def card(self) -> Any:
+        return self.loaded.card
+
+    def settings(
+        self,
+        *,
+        select: str | None = None,
+        tau: float | None = None,
+        k: int | None = None,
+        budget: int | None = None,
+        depth: int | None = None,
+        seed: int = 0,
+        **others: Any,
+    ) -> Settings:
+        """Return how to look: the model's stored selection, and what is asked for here instead.
+
+        A budget alone replaces the stored selection; beside ``select`` it caps it.
+        """
+        card = self.loaded.card
+        self._check_supported(select=select, tau=tau, k=k, budget=budget, depth=depth)
+        stored: Mapping[str, Any] = card.selection
+        if select is None:
+            asked = "threshold" if tau is not None else "topk" if k is not None else None
+            select = asked or ("budget" if budget is not None else stored.get("select", "all"))
+            if asked is None and budget is None:
+                budget = stored.get("budget")
+        taus = (tau,) if tau is not None else stored.get("tau")
+        share = card.config.get("share_cells", True)
+        return Settings(
+            select=select,  # type: ignore[arg-type]
+            tau=tuple(taus) if taus and select == "threshold" else None,
+            k=k,
+            budget=budget,
+            depth=card.max_depth if depth is None else depth,
+            share_cells=share,
+            seed=seed,
+            **others,
+        )
+
+    def _check_supported(self, **asked: object) -> None:
+        method = find_method(self.loaded.card.method)
+        needs = {"select": "select", "tau": "select", "k": "select", "budget": "budget", "depth": "cells"}
+        for option, value in asked.items():
+            if value is not None and needs[option] not in method.supports:
+                raise ConfigError(f"method {method.name!r} has no option --{option}")
+
+    def open(self, path: str | os.PathLike[str], *, mpp: float | None = None) -> Pyramid:
+        """Open an image with the channels and the window that the model wants."""
+        card = self.loaded.card
+        return open_pyramid(path, mpp=mpp, channels=card.chosen or card.channels, window=card.window)
+
+    def predict(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        settings: Settings | None = None,
+        *,
+        mpp: float | None = None,
+    ) -> list[Outcome]:
+        """Classify images together: their fixations share the encoder's batches, their results do not depend on it.
+
+        An image that cannot be opened or read has an error record and no tree; the others are done.
+        """
+        settings = settings or self.settings()
+        outcomes: dict[int, Outcome] = {}
+        with ExitStack() as stack:
+            opened: list[tuple[int, Pyramid, float]] = []
+            for number, path in enumerate(paths):
+                begun = time.perf_counter()
+                try:
+                    image = stack.enter_context(self.open(path, mpp=mpp))
+                except PyrtravError as error:
+                    outcomes[number] = Outcome(self._error_record(os.fspath(path), settings, mpp, error), None)
+                else:
+                    opened.append((number, image, time.perf_counter() - begun))
+            if opened:
+                outcomes.update(self._predict_open(opened, settings, mpp))
+        return [outcomes[number] for number in range(len(paths))]
+
+    def _predict_open(
+        self, opened: Sequence[tuple[int, Pyramid, float]], settings: Settings, mpp: float | None
+    ) -> dict[int, Outcome]:
+        images = [image for _, image, _ in opened]
+        begun = time.perf_counter()
+        generators = [torch.Generator().manual_seed(settings.seed) for _ in images]
+        with torch.inference_mode():
+            trace = self.model.look(images, settings, generators)
+            depths = [self.model.depth_of(image, settings) for image in images]
+            levels = [
+                torch.softmax(self.model.believe(trace, depth).double(), dim=1).cpu()
+                for depth in range(max(depths) + 1)
+            ]
+            macs, encoded = self.model.macs(trace), self.model.pixels_encoded(trace)
+        elapsed = time.perf_counter() - begun
+        outcomes = {}
+        for i, (number, image, seconds) in enumerate(opened):
+            failed = trace.errors[i]
+            if failed is not None:
+                outcomes[number] = Outcome(self._error_record(image.path, settings, mpp, failed), None)
+                continue
+            record = {
+                **self.head(image.path, settings, image.mpp),
+                "status": "ok",
+                **self._beliefs([level[i].tolist() for level in levels[: depths[i] + 1]]),
+                "cost": _cost(trace, i, image, macs[i], encoded[i], seconds, elapsed),
+            }
+            record["input"] |= _pixel_rule(image)
+            warnings = self._warnings(image)
+            if warnings:
+                record["warnings"] = warnings
+            outcomes[number] = Outcome(record, self._tree(trace, i, image, record))
+        return outcomes
+
+    def _beliefs(self, levels: Sequence[Sequence[float]]) -> dict[str, Any]:
+        classes = self.loaded.card.classes
+        by_depth = []
+        for depth, probabilities in enumerate(levels):
+            index = max(range(len(classes)), key=lambda c: probabilities[c])
+            named = dict(zip(classes, probabilities, strict=True))
+            by_depth.append({"depth": depth, "label": classes[index], "probabilities": named})
+        final = by_depth[-1]
+        label = final["label"]
+        prediction = {"label": label, "index": classes.index(label), "probabilities": final["probabilities"]}
+        return {"prediction": prediction, "levels": by_depth}
+
+    def head(self, path: str, settings: Settings, mpp: float | None) -> Record:
+        """Return what a record of this image says before it is looked at."""
+        absolute = os.path.abspath(path)
+        try:
+            mark = fingerprint(absolute)
+        except (PyrtravError, OSError):
+            mark = None
+        card = self.loaded.card
+        return {
+            "schema": RESULT_SCHEMA,
+            "version": __version__,
+            "image": os.path.basename(absolute),
+            "input": {"path": absolute, "fingerprint": mark},
+            "settings": {
+                "select": settings.select,
+                "tau": list(settings.tau) if settings.tau else None,
+                "k": settings.k,
+                "budget": settings.budget,
+                "beam": settings.beam,
+                "depth": settings.depth,
+                "share_cells": settings.share_cells,
+                "max_fixations": settings.max_fixations,
+                "seed": settings.seed,
+                "mpp": mpp,
+                "device": self.device.type,
+            },
+            "model": {"method": card.method, "encoder": card.encoder.name, "sha256": self.loaded.sha256},
+        }
+
+    def _error_record(self, path: str, settings: Settings, mpp: float | None, error: PyrtravError) -> Record:
+        return {
+            **self.head(path, settings, mpp),
+            "status": "error",
+            "error": {"type": type(error).__name__, "message": str(error)},
+        }
+
+    def _warnings(self, image: Pyramid) -> list[str]:
+        warnings = []
+        base = self.model.encoder.base_resolution
+        root = root_region(image.bounds, base)
+        if min(image.bounds.width, image.bounds.height) * base < root.width:
+            warnings.append(
+                f"the image is so narrow ({image.width} x {image.height}) that the glance shows less than a pixel of it"
+            )
+        if self.loaded.card.config.get("finest_mpp") and image.mpp is None:
+            warnings.append("the image has no usable mpp, so it is followed down to level 0; give --mpp")
+        return warnings
+
+    def _tree(self, trace: Trace, i: int, image: Pyramid, record: Record) -> ParseTree:
+        return ParseTree(
+            record,
+            image.width,
+            image.height,
+            image.mpp,
+            image.bounds,
+            image.background,
+            self.model.nodes(trace, i),
+        )
+
+
+def _cost(
+    trace: Trace, i: int, image: Pyramid, macs: int, encoded: int, open_seconds: float, elapsed: float
+) -> dict[str, Any]:
+    """The image's ledger; the time of a batch is shared out by fixations."""
+    fixations = int((trace.image == i).sum())
+    share = fixations / max(len(trace.image), 1)
+    read = image.cost
+    return {
+        "fixations": fixations,
+        "tiles_distinct": read.tiles_distinct,
+        "tiles_decoded": read.tiles_decoded,
+        "tiles_total": image.tiles_total,
+        "bytes_read": read.bytes_read,
+        "pixels_decoded": read.pixels_decoded,
+        "pixels_encoded": encoded,
+        "macs": macs,
+        "truncated": bool(trace.truncated[i]),
+        "seconds": {
+            "open": round(open_seconds, 6),
+            **{phase: round(seconds * share, 6) for phase, seconds in trace.seconds.items()},
+            "total": round(open_seconds + elapsed * share, 6),
+        },
+    }
+
+
+def _pixel_rule(image: Pyramid) -> dict[str, Any]:
+    rule = image.pixel_rule
+    return {
+        "backend": image.backend,
+        "channels": rule.channels,
+        "chosen": list(rule.chosen) if rule.chosen else None,
+        "window": list(rule.window) if rule.window else None,
+    }
+
+

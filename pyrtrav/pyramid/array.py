@@ -1,0 +1,65 @@
+"""An image in memory, read by the same function as a file: for tensors, and as the truth in tests."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrtrav.errors import RegionError
+from pyrtrav.geometry import Region
+from pyrtrav.pyramid.base import Key, Level, Pyramid, RawTile, Tile
+from pyrtrav.pyramid.pixels import Channels, Samples, Window
+
+
+class ArrayPyramid(Pyramid):
+    """An array (h, w) or (h, w, samples) as a pyramid of one level and one tile. Nothing is read, so it costs nothing."""
+
+    backend: ClassVar[str] = "array"
+
+    def __init__(
+        self,
+        pixels: NDArray[Any],
+        *,
+        mpp: float | None = None,
+        channels: Channels | None = None,
+        window: Window | None = None,
+    ) -> None:
+        if pixels.ndim not in (2, 3) or 0 in pixels.shape:
+            raise RegionError(f"an image array is (height, width) or (height, width, samples), got {pixels.shape}")
+        self._array = pixels.reshape(*pixels.shape[:2], -1)
+        super().__init__("<array>", mpp=mpp, channels=channels, window=window)
+
+    def _file_identity(self) -> tuple[int, ...]:
+        return (id(self._array),)
+
+    def _open(self) -> None:
+        height, width, count = self._array.shape
+        self.levels = (Level(0, width, height, 1.0, 1.0, width, height),)
+        self.mpp, self.bounds, self.properties = None, Region(0, 0, width, height), {}
+        self.samples = Samples(count - (count in (2, 4)), self._array.dtype, "straight" if count in (2, 4) else "none")
+        self._tiles: dict[Key, Tile] = {}
+
+    def _tile(self, key: Key) -> Tile | None:
+        if key not in self._tiles:
+            self._tiles[key] = Tile(*self.pixel_rule.apply(self._array))
+        return self._tiles[key]
+
+    def _decode_tile(self, level: int, column: int, row: int) -> RawTile | None:
+        return RawTile(self._array, 0)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _from_array, (self._array, self._options)
+
+
+def _from_array(pixels: NDArray[Any], options: dict[str, Any]) -> ArrayPyramid:
+    return ArrayPyramid(pixels, **options)
+
+
+def halve(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the mean of every 2 x 2 pixels; an odd last row or column is averaged with itself."""
+    height, width = pixels.shape[:2]
+    padded = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge").astype(np.uint16)
+    summed = padded[0::2, 0::2] + padded[1::2, 0::2] + padded[0::2, 1::2] + padded[1::2, 1::2]
+    return ((summed + 2) >> 2).astype(np.uint8)

@@ -1,0 +1,63 @@
+"""One cache of decoded tiles for the process, bounded in bytes, least recently used out first."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Hashable
+from threading import Lock
+from typing import Generic, Protocol, TypeVar
+
+
+class Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+T = TypeVar("T", bound=Sized)
+
+
+class TileCache(Generic[T]):
+    """Decoded tiles by key. Safe from any number of threads; the lock is held for the bookkeeping only."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self._tiles: OrderedDict[Hashable, T] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def get(self, key: Hashable) -> T | None:
+        """Return the tile and mark it as used now, or None."""
+        with self._lock:
+            tile = self._tiles.get(key)
+            if tile is not None:
+                self._tiles.move_to_end(key)
+            return tile
+
+    def put(self, key: Hashable, tile: T) -> None:
+        """Keep the tile, dropping the least recently used ones; a tile above the bound is not kept."""
+        size = tile.nbytes
+        if size > self.max_bytes:
+            return
+        with self._lock:
+            old = self._tiles.pop(key, None)
+            if old is not None:
+                self.nbytes -= old.nbytes
+            self._tiles[key] = tile
+            self.nbytes += size
+            while self.nbytes > self.max_bytes:
+                _, dropped = self._tiles.popitem(last=False)
+                self.nbytes -= dropped.nbytes
+
+    def clear(self) -> None:
+        with self._lock:
+            self._tiles.clear()
+            self.nbytes = 0
+
+
+def default_cache_bytes() -> int:
+    """``PYRTRAV_CACHE_BYTES``, else 256 MiB: about 1,300 tiles of 256 px."""
+    return int(os.environ.get("PYRTRAV_CACHE_BYTES", 256 << 20))

@@ -1,0 +1,115 @@
+"""From stored samples to the pixels that a model sees: 8 bits, one or three channels, alpha over the background.
+
+The rule, in this order, the same for every backend:
+
+1. Above 8 bits a *window* (low, high) maps linearly to 0..255: the caller's, else the file's own, else the 0.1 to 99.9
+   percentiles of the coarsest stored level, else the type's range.
+2. Alpha goes over the background; where it is 0 the pixel is not valid.
+3. One channel from RGB is ITU-R 601 luma; three from gray is repetition; of more than three samples the first three
+   are taken, unless ``channels`` says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrtrav.errors import ConfigError
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+Window = tuple[float, float]
+Channels = int | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What a stored pixel holds."""
+
+    colors: int
+    """Samples that are not alpha; 1 is gray, 3 is RGB."""
+    dtype: np.dtype[Any]
+    alpha: Literal["none", "straight", "premultiplied"] = "none"
+    window: Window | None = None
+    """The file's own display range, for more than 8 bits."""
+
+
+def luma(rgb: NDArray[Any]) -> NDArray[Any]:
+    """ITU-R 601 luma of (..., 3), as (..., 1)."""
+    return (rgb[..., :3] @ LUMA)[..., None]
+
+
+def check_channels(channels: Channels | None) -> tuple[int, tuple[int, ...] | None]:
+    """Return how many channels the model gets and, where given, which stored samples they are."""
+    if channels is None:
+        return 3, None
+    chosen = None if isinstance(channels, int) else tuple(int(c) for c in channels)
+    count = channels if isinstance(channels, int) else len(channels)
+    if count not in (1, 3) or (chosen and min(chosen) < 0):
+        raise ConfigError(f"channels must be 1, 3, or one or three sample numbers from 0, got {channels!r}")
+    return count, chosen
+
+
+def to_uint8(samples: NDArray[Any], window: Window | None) -> NDArray[np.uint8]:
+    """Map samples to 0..255 by the window; 8-bit samples without one stay as they are."""
+    if samples.dtype == np.bool_:
+        return samples.astype(np.uint8) * np.uint8(255)
+    if window is None:
+        if samples.dtype == np.uint8:
+            return samples
+        window = type_range(samples.dtype)
+    low, high = window
+    scaled = (samples.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))
+    return np.rint(np.clip(np.nan_to_num(scaled), 0, 255)).astype(np.uint8)
+
+
+def type_range(dtype: np.dtype[Any]) -> Window:
+    """The whole range of an integer type; 0..1 for floats."""
+    if dtype.kind in "ui":
+        info = np.iinfo(dtype)
+        return float(info.min), float(info.max)
+    return 0.0, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PixelRule:
+    """How one file's samples become model pixels; it stands in every record."""
+
+    samples: Samples
+    channels: int
+    chosen: tuple[int, ...] | None
+    window: Window | None
+    background: tuple[int, ...]
+    """Of the model's channels, 0..255."""
+
+    def check(self, path: str) -> None:
+        """Raise ConfigError where the file cannot give what the model wants."""
+        colors = self.samples.colors
+        if self.chosen is not None and max(self.chosen) >= colors:
+            raise ConfigError(f"{path}: channels {self.chosen} asked for, but it holds {colors} (numbered from 0)")
+        if self.chosen is None and colors == 2:
+            raise ConfigError(f"{path}: it holds two channels, which make no gray and no RGB; choose with channels=")
+
+    def apply(self, raw: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+        """Return model pixels (h, w, channels) and, where the file has alpha, which of them are valid."""
+        colors, alpha = raw[..., : self.samples.colors], None
+        if self.samples.alpha != "none":
+            alpha = to_uint8(raw[..., -1], None).astype(np.float64)[..., None] / 255
+        pixels = self._select(to_uint8(colors, self.window))
+        if alpha is None or alpha.min() == 1:
+            return np.ascontiguousarray(pixels), None
+        own = pixels if self.samples.alpha == "premultiplied" else pixels * alpha
+        over = own + (1 - alpha) * np.asarray(self.background, np.float64)
+        return np.rint(np.clip(over, 0, 255)).astype(np.uint8), alpha[..., 0] > 0
+
+    def _select(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        count = pixels.shape[-1]
+        if self.chosen is not None:
+            return pixels[..., list(self.chosen)]
+        if self.channels == 3:
+            return pixels[..., :3] if count >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
+        return np.rint(luma(pixels)).astype(np.uint8) if count >= 3 else pixels[..., :1]

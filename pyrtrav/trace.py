@@ -1,0 +1,202 @@
+"""What a traversal did, flat and never padded: losses, trees and costs read only this.
+
+All fixations of all images stand on one axis with an ``image`` index beside it, and so do all edges (a fixation's
+decisions for its cells). Where things are is bookkeeping and lives in NumPy arrays on the host; what is learned from
+(vectors and logits) lives in tensors on the device.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrtrav.errors import PyramidError
+from pyrtrav.geometry import Region
+from pyrtrav.selection import Bools, Floats, Ints
+
+
+class Trace:
+    """The fixations and edges of a batch of images. It grows step by step and is read afterwards."""
+
+    def __init__(self, roots: Sequence[Region], device: torch.device) -> None:
+        self.roots = list(roots)
+        self.device = device
+        self.errors: list[PyramidError | None] = [None] * len(roots)
+        """Per image: why it left the traversal."""
+        self.truncated = np.zeros(len(roots), np.bool_)
+        self.seconds = {"read": 0.0, "encode": 0.0}
+
+        self.image: Ints = np.zeros(0, np.int64)
+        self.depth: Ints = np.zeros(0, np.int64)
+        self.step: Ints = np.zeros(0, np.int64)
+        self.column: Ints = np.zeros(0, np.int64)
+        self.row: Ints = np.zeros(0, np.int64)
+        self.region: Floats = np.zeros((0, 4))
+        self._vectors: list[Tensor] = []
+
+        self.parent: Ints = np.zeros(0, np.int64)
+        self.cell: Ints = np.zeros(0, np.int64)
+        self.cell_column: Ints = np.zeros(0, np.int64)
+        self.cell_row: Ints = np.zeros(0, np.int64)
+        self.cell_region: Floats = np.zeros((0, 4))
+        self.probability: Floats = np.zeros(0)
+        self.eligible: Bools = np.zeros(0, np.bool_)
+        self.child: Ints = np.zeros(0, np.int64)
+        """The fixation that an edge led to; -1 where it is off."""
+        self._logits: list[Tensor] = []
+
+    # Growing.
+
+    def add_fixations(
+        self, image: Ints, depth: Ints, step: int, column: Ints, row: Ints, region: Floats, vector: Tensor
+    ) -> Ints:
+        """Append fixations; returns their indices."""
+        start = len(self.image)
+        self.image = np.concatenate([self.image, image])
+        self.depth = np.concatenate([self.depth, depth])
+        self.step = np.concatenate([self.step, np.full(len(image), step)])
+        self.column = np.concatenate([self.column, column])
+        self.row = np.concatenate([self.row, row])
+        self.region = np.concatenate([self.region, region])
+        self._vectors.append(vector)
+        return np.arange(start, len(self.image))
+
+    def add_edges(
+        self,
+        parent: Ints,
+        cell: Ints,
+        column: Ints,
+        row: Ints,
+        region: Floats,
+        logit: Tensor,
+        probability: Floats,
+        eligible: Bools,
+    ) -> None:
+        """Append candidate edges, all off."""
+        self.parent = np.concatenate([self.parent, parent])
+        self.cell = np.concatenate([self.cell, cell])
+        self.cell_column = np.concatenate([self.cell_column, column])
+        self.cell_row = np.concatenate([self.cell_row, row])
+        self.cell_region = np.concatenate([self.cell_region, region])
+        self.probability = np.concatenate([self.probability, probability])
+        self.eligible = np.concatenate([self.eligible, eligible])
+        self.child = np.concatenate([self.child, np.full(len(parent), -1)])
+        self._logits.append(logit)
+
+    # Reading.
+
+    @property
+    def images(self) -> int:
+        return len(self.roots)
+
+    @property
+    def alive(self) -> Bools:
+        """Images without an error."""
+        return np.array([error is None for error in self.errors], np.bool_)
+
+    @property
+    def on(self) -> Bools:
+        """Edges that led to a fixation."""
+        return self.child >= 0
+
+    @property
+    def vector(self) -> Float[Tensor, "fixation channel"]:
+        return self._vectors[0] if len(self._vectors) == 1 else torch.cat(self._vectors)
+
+    @property
+    def logit(self) -> Float[Tensor, " edge"]:
+        if not self._logits:
+            return torch.zeros(0, device=self.device)
+        return self._logits[0] if len(self._logits) == 1 else torch.cat(self._logits)
+
+    def fixations_of(self, image: int) -> Ints:
+        return np.flatnonzero(self.image == image)
+
+    def cell_place(self) -> Ints:
+        """One number for every distinct (image, depth, row, column) that an edge could lead to, on the edge axis."""
+        return place(
+            self.image[self.parent], self.depth[self.parent] + 1, self.cell_row, self.cell_column
+        )
+
+    def fixation_place(self) -> Ints:
+        """The same number for every fixation."""
+        return place(self.image, self.depth, self.row, self.column)
+
+    def scores(self) -> Floats:
+        """Per fixation the largest product of probabilities along a path of edges that are on; 1 for the glance."""
+        score = np.where(self.depth == 0, 1.0, 0.0)
+        on = np.flatnonzero(self.on)
+        for depth in range(int(self.depth.max(initial=0))):
+            edges = on[self.depth[self.parent[on]] == depth]
+            np.maximum.at(score, self.child[edges], score[self.parent[edges]] * self.probability[edges])
+        return score
+
+    def _tensor(self, values: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+    def decisions(self, depth: int) -> Ints:
+        """The edges decided by fixations above ``depth``: those of a run that stops there."""
+        return np.flatnonzero(self.depth[self.parent] < depth)
+
+    def decision_log_prob(self, depth: int) -> Float[Tensor, " image"]:
+        """log p(l | x) of a run down to ``depth``: equation (8a), over the edges of distinct fixations."""
+        edges = self.decisions(depth)
+        logit = self.logit[self._tensor(edges)]
+        on = self._tensor(self.on[edges])
+        # log sigmoid(z) where on, log(1 - sigmoid(z)) = log sigmoid(-z) where off, without cancellation.
+        log_prob = torch.nn.functional.logsigmoid(torch.where(on, logit, -logit))
+        return self._sum_by_image(log_prob, self.image[self.parent[edges]])
+
+    def expected_cells(self, depth: int, *, shared: bool) -> Float[Tensor, " image"]:
+        """Expected number of attended cells given where the run went: equation (14).
+
+        Shared, a cell counts once however many parents hold it: the sum over distinct candidate cells of one minus the
+        product over their expanded parents of (1 - p).
+        """
+        edges = self.decisions(depth)
+        logit = self.logit[self._tensor(edges)]
+        image = self.image[self.parent[edges]]
+        if not shared:
+            return self._sum_by_image(torch.sigmoid(logit), image)
+        _, first, inverse = np.unique(self.cell_place()[edges], return_index=True, return_inverse=True)
+        log_none = torch.zeros(len(first), dtype=logit.dtype, device=self.device).index_add(
+            0, self._tensor(inverse), torch.nn.functional.logsigmoid(-logit)
+        )
+        return self._sum_by_image(-torch.expm1(log_none), image[first])
+
+    def mean_by_cell(self, depth: int, cells: int) -> Float[Tensor, " cell"]:
+        """Average probability of each place in the grid over all expanded fixations that had it: equation (15)."""
+        edges = self.decisions(depth)
+        # An image that failed has left; its decisions count nowhere.
+        edges = edges[self.alive[self.image[self.parent[edges]]]]
+        cell = self._tensor(self.cell[edges])
+        total = torch.zeros(cells, dtype=self.logit.dtype, device=self.device)
+        total = total.index_add(0, cell, torch.sigmoid(self.logit[self._tensor(edges)]))
+        count = torch.bincount(cell, minlength=cells).clamp(min=1)
+        return total / count
+
+    def best_by_image(self, depth: int) -> list[tuple[int, Floats]]:
+        """Per image with decisions at ``depth``: the largest probability that each of its distinct cells was given."""
+        edges = np.flatnonzero(self.depth[self.parent] == depth)
+        _, first, inverse = np.unique(self.cell_place()[edges], return_index=True, return_inverse=True)
+        best = np.zeros(len(first))
+        np.maximum.at(best, inverse, self.probability[edges])
+        image = self.image[self.parent[edges]][first]
+        return [(int(i), best[image == i]) for i in np.unique(image)]
+
+    def cells_attended(self, depth: int) -> Floats:
+        """Per image the number of fixations at depths 1 to ``depth``."""
+        counted = (self.depth > 0) & (self.depth <= depth)
+        return np.bincount(self.image[counted], minlength=self.images).astype(np.float64)
+
+    def _sum_by_image(self, values: Tensor, image: Ints) -> Tensor:
+        zeros = torch.zeros(self.images, dtype=values.dtype, device=self.device)
+        return zeros.index_add(0, self._tensor(image), values)
+
+
+def place(image: Ints, depth: Ints, row: Ints, column: Ints) -> Ints:
+    """Pack (image, depth, row, column) into one integer: 18, 6, 20 and 20 bits, far above any bound of a run."""
+    return ((image << 46) | (depth << 40) | (row << 20) | column).astype(np.int64)

@@ -1,0 +1,1 @@
+"""Training from a folder or a table of labelled images; only attended tiles are decoded here too."""

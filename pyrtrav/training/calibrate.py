@@ -1,0 +1,74 @@
+"""The selection that a trained model uses by default: thresholds that attend as much as its own draws do.
+
+A policy is trained by sampling, but a user wants the same answer twice. One threshold a depth is fitted, coarse to
+fine, so that the mean number of distinct cells at that depth equals the sampled mean. A plain 0.5 would pick nothing
+where a policy is unsure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pyrtrav.methods import Model
+from pyrtrav.selection import Settings
+from pyrtrav.training.data import Example
+from pyrtrav.training.evaluate import Evaluation, evaluate
+from pyrtrav.training.images import OpenImages
+
+TOLERANCE = 0.15
+"""A fit that misses the sampled mean by more is no fit: then a budget takes its place."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A stored selection, and what sampling and that selection reached on the validation images."""
+
+    selection: dict[str, Any]
+    sampled: Evaluation
+    stored: Evaluation
+
+
+def calibrate(
+    model: Model, examples: Sequence[Example], images: OpenImages, settings: Settings, *, draws: int = 4
+) -> Calibration:
+    """Fit the default selection on validation examples; ``settings`` are those of training (``sample``)."""
+    runs = [evaluate(model, examples, images, replace(settings, seed=settings.seed + i)) for i in range(draws)]
+    sampled = Evaluation(
+        np.mean([run.probabilities for run in runs], axis=0),
+        runs[0].labels,
+        np.mean([run.cells for run in runs], axis=0),
+        [],
+        runs[0].errors,
+    )
+    wanted = sampled.cells.mean(0)
+    taus: list[float] = []
+    for depth in range(settings.depth):
+        # The last threshold serves the depths below, whose decisions are not used here.
+        known = replace(settings, select="threshold", tau=(*taus, 1.0), depth=depth + 1)
+        seen = evaluate(model, examples, images, known)
+        taus.append(threshold_for([best for _, best in seen.candidates[depth]], wanted[depth] * len(examples)))
+    fitted = replace(settings, select="threshold", tau=tuple(taus) or None)
+    stored = evaluate(model, examples, images, fitted)
+    if abs(stored.mean_cells - sampled.mean_cells) <= TOLERANCE * sampled.mean_cells:
+        return Calibration({"select": "threshold", "tau": taus}, sampled, stored)
+    budget = budget_for(sampled)
+    by_budget = replace(settings, select="budget", budget=budget)
+    return Calibration({"select": "budget", "budget": budget}, sampled, evaluate(model, examples, images, by_budget))
+
+
+def budget_for(sampled: Evaluation) -> int:
+    """The rounded mean number of attended cells, and the glance."""
+    return round(sampled.mean_cells) + 1
+
+
+def threshold_for(candidates: Sequence[np.ndarray[Any, Any]], wanted: float) -> float:
+    """Return the threshold above which about ``wanted`` of all candidates lie, halfway between two of them."""
+    values = np.sort(np.concatenate([*candidates, np.zeros(0)]))[::-1]
+    count = min(max(round(wanted), 0), len(values))
+    above = values[count - 1] if count else 1.0
+    below = values[count] if count < len(values) else 0.0
+    return float((above + below) / 2)

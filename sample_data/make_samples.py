@@ -1,0 +1,435 @@
+"""Paint the sample data: synthetic tissue whose class shows only where one looks closely.
+
+    python sample_data/make_samples.py [--out DIR] [--train N] [--val N] [--seed S]
+
+Every image is pink tissue on white glass with one *nest*, a purple region of about 170 px that a 64 px thumbnail
+shows well. Its nuclei tell the class: solid discs in ``clear``, rings in ``lesion``. A ring has the mass and the
+second moment of the disc it stands for, and colours mix linearly, so box means of the two are alike until a pixel
+is finer than a nucleus. Nothing else depends on the class.
+
+Lengths are level-0 pixels (0.5 um each), x right, y down, angles radians; colours are RGB in 0..255.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import tifffile
+import zarr
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from zarr.codecs import ZstdCodec
+
+Colour = tuple[float, float, float]
+Floats = NDArray[np.float64]  # float64: a last bit that differs between machines then rounds to the same byte
+
+CLASSES = ("clear", "lesion")
+SPLITS = ("train", "val")
+MPP = 0.5  # micrometres per level-0 pixel: a nucleus is 13 um wide
+TILE = 256
+
+GLASS: Colour = (243, 242, 244)
+STROMA: Colour = (228, 172, 200)
+NEST: Colour = (196, 142, 190)
+NUCLEUS: Colour = (84, 54, 128)
+SMOOTH: tuple[Colour, ...] = ((214, 146, 178), (236, 198, 214), (240, 232, 239))  # muscle, oedema, lumen
+
+OPACITY = 0.43  # of a solid nucleus; a ring has about twice as much, so this stays below 0.5
+HOLE = 0.5  # radius of a ring's hole, in radii of the disc
+RIM = 4.0  # width of a nucleus's soft edge: a harder one costs JPEG bytes and shows nothing more
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an image of a kind holds; pairs are the ends of uniform distributions."""
+
+    width: int
+    height: int
+    margin: int  # least distance of the nest's centre from the image's border; above 120 the nest lies inside
+    section: tuple[float, float]  # radius of the tissue
+    smooth: tuple[int, int]  # regions without nuclei
+    smooth_radius: tuple[float, float]
+    strays: tuple[int, int]  # nuclei outside the nest, solid or ring by the toss of a coin
+
+
+FIELD = Layout(1024, 1024, 122, (520, 740), (1, 2), (35, 90), (20, 28))
+SCENE = Layout(2048, 1536, 300, (700, 900), (4, 7), (40, 150), (60, 80))
+SLIDE = Layout(8192, 6144, 2400, (1900, 2200), (16, 20), (80, 420), (300, 340))
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A roundish irregular region: its outline's radius swings with the angle."""
+
+    x: float
+    y: float
+    radius: float
+    swings: tuple[tuple[float, float], ...]  # amplitude (share of the radius) and phase of 2, 3, ... waves a turn
+    edge: float  # width of the soft outline
+    colour: Colour
+
+    def depth(self, xs: Floats, ys: Floats) -> Floats:
+        """How far points lie inside the outline along the ray from the centre; negative outside."""
+        dx, dy = xs - self.x, ys - self.y
+        angle = np.arctan2(dy, dx)
+        outline = 1 + sum(a * np.cos(k * angle + phase) for k, (a, phase) in enumerate(self.swings, 2))
+        return np.asarray(self.radius * outline - np.hypot(dx, dy))
+
+    def coverage(self, xs: Floats, ys: Floats) -> Floats:
+        return np.clip(self.depth(xs, ys) / self.edge + 0.5, 0, 1)
+
+    @property
+    def reach(self) -> float:
+        """Nothing further than this from the centre is covered."""
+        return self.radius * (1 + sum(a for a, _ in self.swings)) + self.edge
+
+
+@dataclass(frozen=True)
+class Nucleus:
+    """An ellipse with the area of a disc of ``radius``: solid, or a ring of equal mass and second moment."""
+
+    x: float
+    y: float
+    radius: float
+    stretch: float  # half the long axis, in radii; the short one is its inverse
+    turn: float  # of the long axis
+    opacity: float  # of the solid form
+    ring: bool
+    colour: Colour
+
+    def coverage(self, xs: Floats, ys: Floats) -> Floats:
+        dx, dy = xs - self.x, ys - self.y
+        along = (dx * math.cos(self.turn) + dy * math.sin(self.turn)) / self.stretch
+        across = (dy * math.cos(self.turn) - dx * math.sin(self.turn)) * self.stretch
+        distance = np.hypot(along, across)
+
+        def disc(radius: float) -> Floats:
+            return np.clip((radius - distance) / RIM + 0.5, 0, 1)
+
+        if not self.ring:
+            return self.opacity * disc(self.radius)
+        # A disc's mass goes with radius^2 (+ RIM^2 / 12 for its soft edge, which cancels in a ring), a ring's second
+        # moment with mass * (outer^2 + inner^2): the sum of squares must be the disc's radius^2.
+        inner = HOLE * self.radius
+        outer = math.sqrt(self.radius**2 - inner**2)
+        opacity = self.opacity * (self.radius**2 + RIM**2 / 12) / (outer**2 - inner**2)
+        return opacity * (disc(outer) - disc(inner))
+
+    @property
+    def reach(self) -> float:
+        return self.radius * self.stretch + RIM / 2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that is needed to paint any window of an image, so that a slide never stands in memory."""
+
+    width: int
+    height: int
+    tissue: Blob
+    waves: Floats  # (n, 6): angular frequency in x and y, phase, amplitude in R, G and B
+    nest: Blob
+    shapes: tuple[Blob | Nucleus, ...]  # painted in this order
+
+    def paint(self, left: int, top: int, width: int, height: int) -> Floats:
+        """The window's pixels, not yet rounded."""
+        xs = (np.arange(left, left + width) + 0.5)[None, :]
+        ys = (np.arange(top, top + height) + 0.5)[:, None]
+        pixels = np.full((height, width, 3), GLASS, np.float64)
+        tissue = self.tissue.coverage(xs, ys)
+        if not tissue.any():
+            return pixels
+        pixels[:] = self.tissue.colour
+        for fx, fy, phase, *amplitude in self.waves:
+            pixels += np.sin(fx * xs + fy * ys + phase)[..., None] * amplitude
+        for shape in self.shapes:
+            columns = window(shape.x - left, shape.reach, width)
+            rows = window(shape.y - top, shape.reach, height)
+            mix(pixels[rows, columns], shape.colour, shape.coverage(xs[:, columns], ys[rows]))
+        mix(pixels, GLASS, 1 - tissue)
+        return pixels
+
+
+def window(centre: float, reach: float, size: int) -> slice:
+    """The part of 0..size that lies within ``reach`` of ``centre``; it may be empty."""
+    first, last = np.clip([centre - reach, centre + reach + 1], 0, size).astype(int)
+    return slice(first, last)
+
+
+def mix(pixels: Floats, colour: Colour, coverage: Floats) -> None:
+    """Mix ``colour`` in, in place and linearly in intensity: a box mean then sees only a shape's mass."""
+    pixels += coverage[..., None] * (np.array(colour) - pixels)
+
+
+# ---------------------------------------------------------------- drawing lots
+
+
+def draw_blob(rng: Generator, x: float, y: float, radius: float, edge: float, colour: Colour) -> Blob:
+    swings = tuple((rng.uniform(0.02, 0.07), rng.uniform(0, 2 * math.pi)) for _ in range(4))
+    return Blob(x, y, radius, swings, edge, colour)
+
+
+def draw_tissue(rng: Generator, layout: Layout, nest: Blob, colour: Colour) -> Blob:
+    """A section around the nest: drawn until it holds it, for the nest's own place must stay uniform."""
+    turn = np.linspace(0, 2 * math.pi, 24)
+    rim = nest.x + nest.reach * np.cos(turn), nest.y + nest.reach * np.sin(turn)
+    while True:
+        x, y = rng.uniform(0.3, 0.7) * layout.width, rng.uniform(0.3, 0.7) * layout.height
+        tissue = draw_blob(rng, x, y, rng.uniform(*layout.section), 6, colour)
+        if tissue.depth(*rim).min() > tissue.edge:
+            return tissue
+
+
+def draw_waves(rng: Generator) -> Floats:
+    """A slow drift of the ground: three waves of density and three of hue."""
+    waves = []
+    for tint in (np.array([1.0, 2.0, 1.4]), np.array([0.3, -1.4, 0.4])) * 3:
+        frequency, turn = 2 * math.pi / rng.uniform(250, 1000), rng.uniform(0, math.pi)
+        direction = frequency * math.cos(turn), frequency * math.sin(turn)
+        waves.append([*direction, rng.uniform(0, 2 * math.pi), *(rng.uniform(0.6, 2.0) * tint)])
+    return np.array(waves)
+
+
+def draw_nuclei(
+    rng: Generator, count: int, home: Blob, ring: bool | None, colour: Colour, fits: Callable[[Nucleus], bool]
+) -> list[Nucleus]:
+    """Up to ``count`` nuclei around ``home`` that fit and do not overlap; ``ring=None`` tosses a coin for each."""
+    nuclei: list[Nucleus] = []
+    for _ in range(100 * count):
+        x, y = (centre + rng.uniform(-home.reach, home.reach) for centre in (home.x, home.y))
+        radius, stretch, turn = rng.uniform(12, 13.5), rng.uniform(1, 1.1), rng.uniform(0, math.pi)
+        opacity, coin = OPACITY * rng.uniform(0.93, 1.07), bool(rng.integers(2))
+        new = Nucleus(x, y, radius, stretch, turn, opacity, coin if ring is None else ring, colour)
+        if fits(new) and all(apart(new, old) for old in nuclei):
+            nuclei.append(new)
+        if len(nuclei) == count:
+            break
+    return nuclei
+
+
+def apart(a: Blob | Nucleus, b: Blob | Nucleus) -> bool:
+    return math.hypot(a.x - b.x, a.y - b.y) > a.reach + b.reach
+
+
+def draw_scene(rng: Generator, layout: Layout, label: str) -> Scene:
+    """An image of class ``label``; the class changes nothing but the form of the nest's nuclei."""
+    stain = rng.normal(0, 3, 3) + rng.normal(0, 4)  # every image is stained a little differently
+
+    def stained(colour: Colour) -> Colour:
+        red, green, blue = np.clip(colour + stain, 0, 250).tolist()
+        return red, green, blue
+
+    x, y = (rng.uniform(layout.margin, side - layout.margin) for side in (layout.width, layout.height))
+    nest = draw_blob(rng, x, y, rng.uniform(80, 92), 10, stained(NEST))
+    tissue = draw_tissue(rng, layout, nest, stained(STROMA))
+    waves = draw_waves(rng)
+    blobs = [nest]
+    count = 1 + rng.integers(*layout.smooth, endpoint=True)
+    while len(blobs) < count:
+        place = rng.uniform(0, layout.width), rng.uniform(0, layout.height)
+        radius, colour = rng.uniform(*layout.smooth_radius), SMOOTH[rng.integers(len(SMOOTH))]
+        new = draw_blob(rng, *place, radius, 16, stained(colour))
+        if all(apart(new, old) for old in blobs):
+            blobs.append(new)
+
+    def in_nest(new: Nucleus) -> bool:
+        return bool(nest.depth(np.array(new.x), np.array(new.y)) > 0.4 * new.radius)
+
+    def in_stroma(new: Nucleus) -> bool:
+        inside = 0 < new.x < layout.width and 0 < new.y < layout.height
+        deep = tissue.depth(np.array(new.x), np.array(new.y)) > new.reach + tissue.edge
+        return bool(inside and deep) and all(apart(new, blob) for blob in blobs)
+
+    ink = stained(NUCLEUS)
+    crowd = draw_nuclei(rng, 30, nest, label == "lesion", ink, in_nest)
+    strays = draw_nuclei(rng, int(rng.integers(*layout.strays, endpoint=True)), tissue, None, ink, in_stroma)
+    return Scene(layout.width, layout.height, tissue, waves, nest, (*blobs, *crowd, *strays))
+
+
+# ---------------------------------------------------------------- writing files
+
+
+def box_mean(pixels: Floats, side: int = 2) -> Floats:
+    height, width, channels = pixels.shape
+    return np.asarray(pixels.reshape(height // side, side, width // side, side, channels).mean((1, 3)))
+
+
+def pyramid(scene: Scene, levels: int) -> list[NDArray[np.uint8]]:
+    """Levels 1, 2, 4, ...: each the mean of the unrounded one above it, so that rounding does not add up."""
+    pixels, out = scene.paint(0, 0, scene.width, scene.height), []
+    for _ in range(levels):
+        out.append(rounded(pixels))
+        pixels = box_mean(pixels)
+    return out
+
+
+def rounded(pixels: Floats) -> NDArray[np.uint8]:
+    return np.rint(pixels).astype(np.uint8)
+
+
+def encode_tile(pixels: NDArray[np.uint8], quality: int) -> tuple[bytes, bytes]:
+    """A tile as TIFF wants it: the quantisation tables, kept once a page, and the JPEG stream without them.
+
+    Huffman tables stay with the tile: made for it (``optimize``) they halve a tile with as little in it as these.
+    """
+    padded = np.full((TILE, TILE, 3), pixels.mean((0, 1)), np.uint8)  # a like colour: chroma bleeds over the border
+    padded[: pixels.shape[0], : pixels.shape[1]] = pixels
+    stream = imagecodecs.jpeg8_encode(
+        padded, quality, colorspace="RGB", outcolorspace="YCBCR", subsampling="420", optimize=True
+    )
+    tables, rest, start = b"", b"", 2
+    while (kind := stream[start + 1]) != 0xDA:  # up to the scan
+        end = start + 2 + int.from_bytes(stream[start + 2 : start + 4], "big")
+        if kind == 0xDB:  # quantisation tables
+            tables += stream[start:end]
+        elif kind != 0xE0:  # the JFIF header has no place in a TIFF
+            rest += stream[start:end]
+        start = end
+    return b"\xff\xd8" + tables + b"\xff\xd9", b"\xff\xd8" + rest + stream[start:]
+
+
+def jpeg_page(tiles: Iterator[NDArray[np.uint8]], width: int, height: int, quality: int) -> dict[str, Any]:
+    """What tifffile needs to write a tiled YCbCr 4:2:0 level from its tiles in row order."""
+    tables, _ = encode_tile(np.zeros((TILE, TILE, 3), np.uint8), quality)
+    return {
+        "data": (encode_tile(tile, quality)[1] for tile in tiles),
+        "shape": (height, width, 3),
+        "dtype": np.uint8,
+        "tile": (TILE, TILE),
+        "photometric": "ycbcr",
+        "subsampling": (2, 2),
+        "compression": "jpeg",
+        "jpegtables": tables,
+        "software": False,
+    }
+
+
+def cut(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    for top in range(0, pixels.shape[0], TILE):
+        for left in range(0, pixels.shape[1], TILE):
+            yield pixels[top : top + TILE, left : left + TILE]
+
+
+def write_tiff(path: Path, scene: Scene, quality: int = 70, ome: bool = False) -> None:
+    """Levels 1, 2, 4, 8, 16 as reduced pages, or as the SubIFDs that OME-TIFF wants."""
+    micrometre = {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+    first = {"axes": "YXS", "PhysicalSizeX": MPP, "PhysicalSizeY": MPP, **micrometre, "Creator": "make_samples.py"}
+    first["UUID"] = str(uuid.uuid5(uuid.NAMESPACE_URL, path.name))  # otherwise a new one at every run
+    levels = pyramid(scene, 5)
+    with tifffile.TiffWriter(path, ome=ome) as tiff:
+        for k, pixels in enumerate(levels):
+            height, width, _ = pixels.shape
+            tiff.write(
+                **jpeg_page(cut(pixels), width, height, quality),
+                metadata=first if ome and k == 0 else None,
+                subifds=len(levels) - 1 if ome and k == 0 else None,
+                subfiletype=int(k > 0),
+                resolution=(1e4 / (MPP * 2**k),) * 2,
+                resolutionunit="CENTIMETER",
+            )
+
+
+def write_slide(path: Path, scene: Scene, quality: int = 70) -> None:
+    """Aperio's layout, levels 1, 4, 16, painted tile by tile."""
+    width, height = scene.width, scene.height
+    quarter = np.empty((height // 4, width // 4, 3))
+
+    def finest() -> Iterator[NDArray[np.uint8]]:
+        for top in range(0, height, TILE):
+            for left in range(0, width, TILE):
+                pixels = scene.paint(left, top, TILE, TILE)
+                quarter[top // 4 : (top + TILE) // 4, left // 4 : (left + TILE) // 4] = box_mean(pixels, 4)
+                yield rounded(pixels)
+
+    def title(text: str) -> str:
+        return f"Aperio Image Library v11.2.1\r\n{text}"
+
+    def associated(image: Image.Image, text: str, kind: int) -> None:
+        plain = {"photometric": "rgb", "rowsperstrip": 64, "metadata": None, "software": False}
+        tiff.write(np.asarray(image), description=title(text), subfiletype=kind, compression="deflate", **plain)
+
+    # Readers are particular about this file: no metadata of tifffile's, the thumbnail second, no level marked reduced.
+    size = f"{width}x{height} [0,0 {width}x{height}] ({TILE}x{TILE})"
+    with tifffile.TiffWriter(path) as tiff:
+        text = title(f"{size} JPEG/YCC Q={quality}|AppMag = 20|MPP = {MPP}|Filename = synthetic")
+        page = jpeg_page(finest(), width, height, quality)
+        tiff.write(**page, description=text, metadata=None, subfiletype=0)
+        sixteenth = rounded(box_mean(quarter, 4))
+        thumbnail = Image.fromarray(sixteenth)
+        associated(thumbnail, f"{width}x{height} -> {thumbnail.width}x{thumbnail.height} - |AppMag = 20", 0)
+        for level in (rounded(quarter), sixteenth):
+            page = jpeg_page(cut(level), level.shape[1], level.shape[0], quality)
+            text = title(f"{size} -> {level.shape[1]}x{level.shape[0]} JPEG/YCC Q={quality}")
+            tiff.write(**page, description=text, metadata=None, subfiletype=0)
+        label = Image.new("RGB", (160, 160), "white")
+        ImageDraw.Draw(label).multiline_text((20, 50), "pyrtrav\nsynthetic sample\nno clinical meaning", "black")
+        associated(label, "label 160x160", 1)
+        macro = Image.new("RGB", (480, 160), "gainsboro")
+        macro.paste(label, (0, 0))
+        macro.paste(thumbnail.resize((200, 150)), (240, 5))
+        associated(macro, "macro 480x160", 9)
+
+
+def write_zarr(path: Path, scene: Scene) -> None:
+    """OME-Zarr 0.5, axes c, y, x: one shard a level."""
+    levels = pyramid(scene, 3)
+    space = [{"name": name, "type": "space", "unit": "micrometer"} for name in "yx"]
+    datasets = [
+        {"path": str(k), "coordinateTransformations": [{"type": "scale", "scale": [1.0, MPP * 2**k, MPP * 2**k]}]}
+        for k in range(len(levels))
+    ]
+    multiscale = {"name": path.name, "axes": [{"name": "c", "type": "channel"}, *space], "datasets": datasets}
+    group = zarr.open_group(path, mode="w", zarr_format=3)
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale]}
+    for k, pixels in enumerate(levels):
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        array = group.create_array(
+            str(k), shape=planes.shape, chunks=(3, TILE, TILE), shards=planes.shape, dtype="uint8",
+            compressors=ZstdCodec(level=19), fill_value=255, dimension_names=("c", "y", "x"),
+        )
+        array[:] = planes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the sample data; the same command writes the same bytes.")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, metavar="DIR", help="default: here")
+    parser.add_argument("--train", type=int, default=60, metavar="N", help="training images per class (60)")
+    parser.add_argument("--val", type=int, default=40, metavar="N", help="validation images per class (40)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="(0)")
+    options = parser.parse_args()
+    nests: list[tuple[str | float, ...]] = []
+
+    def scene(name: str, layout: Layout, label: str, *key: int) -> tuple[Path, Scene]:
+        """Where to write the image and what: a scene of its own for each key."""
+        path = options.out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn = draw_scene(np.random.default_rng([options.seed, *key]), layout, label)
+        left, top, side = drawn.nest.x - drawn.nest.reach, drawn.nest.y - drawn.nest.reach, 2 * drawn.nest.reach
+        nests.append((name, label, round(left, 1), round(top, 1), round(side, 1), round(side, 1)))
+        return path, drawn
+
+    for split, (folder, count) in enumerate({"train": options.train, "val": options.val}.items()):
+        for index, label in enumerate(CLASSES):
+            for number in range(count):
+                write_tiff(*scene(f"tissue/{folder}/{label}/{number:03}.tif", FIELD, label, split, index, number))
+    write_slide(*scene("slide.svs", SLIDE, "lesion", 2, 0))
+    write_tiff(*scene("scene.ome.tif", SCENE, "clear", 2, 1), ome=True)
+    write_zarr(*scene("scene.ome.zarr", FIELD, "clear", 2, 2))
+    path, drawn = scene("scene.png", FIELD, "lesion", 2, 3)
+    Image.fromarray(pyramid(drawn, 1)[0]).save(path, optimize=True)
+    with (options.out / "nests.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("path", "label", "x", "y", "width", "height"), *nests])
+
+
+if __name__ == "__main__":
+    main()
