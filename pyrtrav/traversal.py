@@ -6,7 +6,7 @@ most ``encode_batch``; the next batch is read by a thread while this one is enco
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -22,8 +22,12 @@ from pyrtrav.sampling import Image, PatchSampler
 from pyrtrav.selection import Bools, Floats, Ints, Settings, affordable, best_first, eligible_edges
 from pyrtrav.trace import Trace
 
-Generators = torch.Generator | Sequence[torch.Generator]
-"""One for the batch (training), or one for each image, so that draws do not depend on what else is in the batch."""
+Draws = Callable[[Trace, Ints, Ints], Floats]
+"""(trace, parents, cells) -> uniforms in 0..1 on the edge axis; an edge is on where its draw is below its probability."""
+
+Generators = torch.Generator | Sequence[torch.Generator] | Draws
+"""One for the batch (training), one for each image, so that draws do not depend on what else is in the batch, or any
+function that gives the draws."""
 
 
 class Policy(nn.Module):
@@ -37,14 +41,17 @@ class Policy(nn.Module):
 
 
 class Fixations(NamedTuple):
-    """Places that will be looked at, on the fixation axis; ``edges`` are the trace's edges that lead there."""
+    """Places that will be looked at, on the fixation axis, and the trace's edges that lead there."""
 
     image: Ints
     depth: Ints
     column: Ints
     row: Ints
     region: Floats
-    edges: list[Ints]
+    edge: Ints
+    """Edges of the trace, on an axis of their own."""
+    leads_to: Ints
+    """For each of them its place on the fixation axis."""
 
 
 class Limits(NamedTuple):
@@ -110,7 +117,7 @@ class Traversal(nn.Module):
         vectors, maps = [], []
         for patches in self._read_ahead(trace, fixations, sampler, encode_batch):
             begun = time.perf_counter()
-            encoding = self._encode(patches.to(trace.device))
+            encoding = self._encode(patches.to(trace.device, non_blocking=True))
             vectors.append(encoding.vector)
             maps.append(encoding.map)
             trace.seconds["encode"] += time.perf_counter() - begun
@@ -128,16 +135,17 @@ class Traversal(nn.Module):
             fixations.region[keep],
             vector,
         )
-        for position, index in zip(keep.tolist(), added.tolist(), strict=True):
-            trace.child[fixations.edges[position]] = index
+        index_of = np.full(len(fixations.image), -1)
+        index_of[keep] = added
+        trace.child[fixations.edge] = index_of[fixations.leads_to]
         return added, Encoding(vector, map_)
 
     def _encode(self, patches: Tensor) -> Encoding:
-        scaled = patches.float().div_(255)
+        dtype = next(self.parameters()).dtype
         mixed = torch.autocast("cuda", torch.bfloat16) if patches.is_cuda else nullcontext()
         with mixed:
-            encoding: Encoding = self.encoder(scaled)
-        return Encoding(encoding.vector.float(), encoding.map.float())
+            encoding: Encoding = self.encoder(patches.to(dtype).div_(255))
+        return Encoding(encoding.vector.to(dtype), encoding.map.to(dtype))
 
     def _read_ahead(
         self, trace: Trace, fixations: Fixations, sampler: PatchSampler, encode_batch: int
@@ -183,7 +191,7 @@ class Traversal(nn.Module):
         if not deeper.any():
             return
         index = torch.from_numpy(np.flatnonzero(deeper)).to(trace.device)
-        logits = self.policy(Encoding(encoding.vector[index], encoding.map[index])).float()
+        logits = self.policy(Encoding(encoding.vector[index], encoding.map[index]))
         parents = np.repeat(fixations[deeper], self.grid.count)
         cell = np.tile(np.arange(self.grid.count), int(deeper.sum()))
         column, row, region = self._cells(trace, parents, cell)
@@ -192,7 +200,7 @@ class Traversal(nn.Module):
         logit = logits.reshape(-1)[kept]
         parents, cell = parents[inside], cell[inside]
         probability = torch.sigmoid(logit.detach()).cpu().numpy().astype(np.float64)
-        draws = _draw(trace.image[parents], generator) if settings.select == "sample" else None
+        draws = _draw(trace, parents, cell, generator) if settings.select == "sample" else None
         eligible = eligible_edges(settings, probability, trace.depth[parents], parents, cell, draws)
         trace.add_edges(
             parents, cell, column[inside], row[inside], region[inside], logit, probability, eligible
@@ -239,73 +247,79 @@ class Traversal(nn.Module):
     def _choose(self, trace: Trace, settings: Settings) -> Fixations:
         """Turn edges on for one round; returns the new places. Edges to attended cells are turned on at no cost."""
         pending = np.flatnonzero(trace.eligible & ~trace.on & trace.alive[trace.image[trace.parent]])
-        share = settings.share_cells and self.grid.ratio is not None
-        where = trace.cell_place() if share else np.arange(len(trace.parent))
-        attended = dict(zip(trace.fixation_place().tolist(), range(len(trace.image)), strict=True)) if share else {}
-        score = trace.scores()
-        chosen: list[Ints] = []
-        for image in np.unique(trace.image[trace.parent[pending]]).tolist():
-            edges = pending[trace.image[trace.parent[pending]] == image]
-            chosen.append(self._round(trace, settings, image, edges, where, attended, score))
-        return _new_fixations(trace, np.concatenate(chosen) if chosen else pending[:0], where, attended)
+        if settings.share_cells and self.grid.ratio is not None:
+            where, attended = trace.cell_place(), trace.fixation_place()
+        else:
+            # Every edge leads to a place of its own.
+            where, attended = np.arange(len(trace.parent)), pending[:0]
+        image = trace.image[trace.parent[pending]]
+        new, first = np.unique(where[pending], return_index=True)
+        fresh = np.bincount(image[first[~np.isin(new, attended)]], minlength=trace.images)
+        left = settings.allowed - np.bincount(trace.image, minlength=trace.images)
+        whole = (fresh <= left) & (settings.budget is None)
+        chosen = [pending[whole[image]]]
+        natural = [image[whole[image]], trace.cell_row[chosen[0]], trace.cell_column[chosen[0]], trace.parent[chosen[0]]]
+        chosen[0] = chosen[0][np.lexsort(natural[::-1])]
+        if not whole[image].all():
+            score = trace.scores()
+            for number in np.unique(image[~whole[image]]).tolist():
+                own = pending[image == number]
+                chosen.append(self._best(trace, settings, number, own, where, attended, score, int(left[number])))
+        return _new_fixations(trace, np.concatenate(chosen), where, attended)
 
-    def _round(
+    def _best(
         self,
         trace: Trace,
         settings: Settings,
         image: int,
         edges: Ints,
         where: Ints,
-        attended: dict[int, int],
+        attended: Ints,
         score: Floats,
+        left: int,
     ) -> Ints:
-        """The edges of one image to turn on now, in the order in which their cells are numbered."""
+        """The edges of one image that a round takes when not all can be: best path products first."""
         parent = trace.parent[edges]
-        left = settings.allowed - int((trace.image == image).sum())
-        capped = settings.budget is not None
-        new = len(set(where[edges].tolist()) - attended.keys())
-        if not capped and new <= left:
-            natural = np.lexsort((parent, trace.cell_column[edges], trace.cell_row[edges]))
-            return edges[natural]
-        depth = trace.depth[parent] + 1
-        order = best_first(
-            score[parent] * trace.probability[edges], depth, trace.cell_row[edges], trace.cell_column[edges], parent
-        )
-        round_size = min(settings.beam, left) if capped else left
-        taken, cut = affordable(order, where[edges], attended.keys(), round_size)
-        if cut and round_size == left and (not capped or settings.select != "budget"):
-            trace.truncated[image] = True
+        product = score[parent] * trace.probability[edges]
+        row, column = trace.cell_row[edges], trace.cell_column[edges]
+        order = best_first(product, trace.depth[parent] + 1, row, column, parent)
+        round_size = left if settings.budget is None else min(settings.beam, left)
+        taken, cut = affordable(order, where[edges], set(attended.tolist()), round_size)
         if cut and round_size == left:
-            # Nothing more can be afforded: what is left stays off.
-            trace.eligible[np.setdiff1d(edges, edges[taken])] = False
+            # Nothing more can be afforded: what is left stays off. Under a budget alone that is no truncation.
+            trace.eligible[np.delete(edges, taken)] = False
+            trace.truncated[image] |= settings.select != "budget"
         return edges[taken]
 
 
 def _glance(trace: Trace) -> Fixations:
     count = trace.images
-    zeros = np.zeros(count, np.int64)
+    zeros, none = np.zeros(count, np.int64), np.zeros(0, np.int64)
     region = np.array([root.as_tuple() for root in trace.roots]).reshape(count, 4)
-    return Fixations(np.arange(count), zeros, zeros, zeros, region, [zeros[:0]] * count)
+    return Fixations(np.arange(count), zeros, zeros, zeros, region, none, none)
 
 
-def _new_fixations(trace: Trace, edges: Ints, where: Ints, attended: dict[int, int]) -> Fixations:
-    """Group chosen edges by place: attended places get their edge at once, the others become fixations, in order."""
-    new: dict[int, list[int]] = {}
-    for edge in edges.tolist():
-        known = attended.get(int(where[edge]))
-        if known is None:
-            new.setdefault(int(where[edge]), []).append(edge)
-        else:
-            trace.child[edge] = known
-    first = np.array([group[0] for group in new.values()], np.int64)
-    parent = trace.parent[first]
+def _new_fixations(trace: Trace, edges: Ints, where: Ints, attended: Ints) -> Fixations:
+    """Edges to attended places are on at once; the others make fixations, in the order of their first edges."""
+    order = np.argsort(attended)
+    slot = np.searchsorted(attended, where[edges], sorter=order)
+    index = order[np.minimum(slot, len(order) - 1)] if len(order) else np.zeros(len(edges), np.int64)
+    known = attended[index] == where[edges] if len(order) else np.zeros(len(edges), np.bool_)
+    trace.child[edges[known]] = index[known]
+    edges = edges[~known]
+    _, first, group = np.unique(where[edges], return_index=True, return_inverse=True)
+    by_first = np.argsort(first)
+    rank = np.argsort(by_first)
+    leading = edges[first[by_first]]
+    parent = trace.parent[leading]
     return Fixations(
         trace.image[parent],
         trace.depth[parent] + 1,
-        trace.cell_column[first],
-        trace.cell_row[first],
-        trace.cell_region[first],
-        [np.array(group, np.int64) for group in new.values()],
+        trace.cell_column[leading],
+        trace.cell_row[leading],
+        trace.cell_region[leading],
+        edges,
+        rank[group],
     )
 
 
@@ -319,16 +333,18 @@ def _holds_image(region: Floats, bounds: Floats) -> Bools:
     return inside
 
 
-def _draw(image: Ints, generator: Generators | None) -> Floats:
+def _draw(trace: Trace, parents: Ints, cell: Ints, generator: Generators | None) -> Floats:
     """Uniforms on the edge axis, which is ordered by image."""
     if generator is None or isinstance(generator, torch.Generator):
-        return torch.rand(len(image), generator=generator, dtype=torch.float64).numpy()
-    draws = np.empty(len(image))
-    for number in np.unique(image).tolist():
-        members = image == number
-        count = int(members.sum())
-        draws[members] = torch.rand(count, generator=generator[number], dtype=torch.float64).numpy()
-    return draws
+        return torch.rand(len(parents), generator=generator, dtype=torch.float64).numpy()
+    if callable(generator):
+        return generator(trace, parents, cell)
+    numbers, counts = np.unique(trace.image[parents], return_counts=True)
+    draws = [
+        torch.rand(count, generator=generator[number], dtype=torch.float64).numpy()
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
+    ]
+    return np.concatenate(draws)
 
 
 def _note_errors(trace: Trace, errors: dict[int, PyramidError]) -> None:

@@ -45,7 +45,7 @@ NUCLEUS: Colour = (84, 54, 128)
 SMOOTH: tuple[Colour, ...] = ((214, 146, 178), (236, 198, 214), (240, 232, 239))  # muscle, oedema, lumen
 
 OPACITY = 0.43  # of a solid nucleus; a ring has about twice as much, so this stays below 0.5
-HOLE = 0.5  # radius of a ring's hole, in radii of the disc
+HOLE = 0.4  # radius of a ring's hole, in radii of the disc
 RIM = 4.0  # width of a nucleus's soft edge: a harder one costs JPEG bytes and shows nothing more
 
 
@@ -207,7 +207,7 @@ def draw_nuclei(
     nuclei: list[Nucleus] = []
     for _ in range(100 * count):
         x, y = (centre + rng.uniform(-home.reach, home.reach) for centre in (home.x, home.y))
-        radius, stretch, turn = rng.uniform(12, 13.5), rng.uniform(1, 1.1), rng.uniform(0, math.pi)
+        radius, stretch, turn = rng.uniform(11.5, 13), rng.uniform(1, 1.1), rng.uniform(0, math.pi)
         opacity, coin = OPACITY * rng.uniform(0.93, 1.07), bool(rng.integers(2))
         new = Nucleus(x, y, radius, stretch, turn, opacity, coin if ring is None else ring, colour)
         if fits(new) and all(apart(new, old) for old in nuclei):

@@ -21,6 +21,10 @@ _ANCHORS: tuple[Colour, ...] = (
 )
 
 
+# Round ends of a scale, each with the number of round steps that it has.
+_LIMITS = ((1.0, 5), (1.5, 3), (2.0, 4), (3.0, 3), (4.0, 4), (5.0, 5), (6.0, 3), (8.0, 4), (10.0, 5))
+
+
 def colour_at(position: float) -> Colour:
     """Return the colour at 0..1 of the scale; beyond it, that of its end."""
     place = min(max(position, 0.0), 1.0) * (len(_ANCHORS) - 1)
@@ -46,15 +50,14 @@ class ScoreScale:
 
     @classmethod
     def over(cls, largest: float) -> ScoreScale:
-        """Return the shortest scale with round ticks that holds ``largest``; attention weights are far below 1."""
+        """Return the shortest scale with round ticks that holds ``largest``; attention weights are small."""
         if not largest > 0 or not math.isfinite(largest):
             return cls(1.0, 0.2)
         power = 10.0 ** math.floor(math.log10(largest))
-        for factor, ticks in ((1.0, 5), (1.5, 3), (2.0, 4), (3.0, 3), (4.0, 4), (5.0, 5), (6.0, 3), (8.0, 4), (10.0, 5)):
-            if largest <= factor * power * (1 + 1e-9):
-                break
-        limit = factor * power
-        return cls(limit, limit / ticks)
+        factor, ticks = next(
+            (factor, ticks) for factor, ticks in _LIMITS if largest <= factor * power * (1 + 1e-9)
+        )
+        return cls(factor * power, factor * power / ticks)
 
     def position(self, score: float) -> float:
         """Return where 0..1 of the scale a score lies."""

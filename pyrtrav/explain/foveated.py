@@ -1,8 +1,8 @@
-"""The foveated picture: every place at the resolution at which the model saw it (the paper's figures 3 and 7).
+"""The foveated picture: every place at the resolution at which the model saw it (the paper's figures 3, 7).
 
-Regions are read again as the model read them and painted coarse to fine, smoothly enlarged, so that the finest look
-wins at every place. Nothing else is read, so the picture costs the tiles that the model looked at. One batch of
-patches is held at a time: memory grows with the picture, not with the slide.
+Regions are read again as the model read them and painted coarse to fine, smoothly enlarged, so that the
+finest look wins at every place. Nothing else is read: the picture costs the tiles that the model looked at.
+One batch of patches is held at a time: memory grows with the picture, not with the slide.
 """
 
 from __future__ import annotations
@@ -16,20 +16,30 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pyrtrav.explain.frame import PADDING, Frame, check_drawable, frame_of
-from pyrtrav.explain.lettering import FAINT_INK, INK, PAPER, cost_text, downsample_text, font, shortened, title
+from pyrtrav.explain.frame import PADDING, Frame, check_drawable, frame_of, picture_of
+from pyrtrav.explain.lettering import (
+    FAINT_INK,
+    INK,
+    PAPER,
+    cost_text,
+    downsample_text,
+    factor_text,
+    font,
+    shortened,
+    title,
+)
 from pyrtrav.explain.output import check_png, save_png
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.tree import Node, ParseTree
 
-LEAST_SIDE = 320
+LEAST_SIDE = 420
 """Canvas pixels; a thinner image is padded, so that the footer has room."""
 
 PIECE = 1024
 """Longest side of what is read in one piece, in patch pixels: fcn sees a whole slide as one patch."""
 
-_BATCH_PIXELS = 8 << 20
+_BATCH_PIXELS = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,7 @@ def _batches(pieces: Sequence[_Piece], count: int) -> Iterator[Sequence[_Piece]]
 
 
 def _pieces(node: Node, bounds: Region) -> Iterator[_Piece]:
-    """The look in blocks of at most PIECE patch pixels a side; those beside the image hold nothing and are left out."""
+    """The look in blocks of at most PIECE patch pixels a side, without those that lie beside the image."""
     region = node.region
     columns = max(1, round(region.width / node.downsample))
     rows = max(1, round(region.height / node.downsample))
@@ -119,16 +129,14 @@ def _paint(
     y = _axis(place[1], place[3], frame.box[1], frame.box[3], piece.size[1])
     if x is None or y is None:
         return
-    patch = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    patch = picture_of(pixels)
     # Bilinear is the smooth blur of the paper's figures; made smaller, it is a weighted mean.
     shown = patch.resize((x[1] - x[0], y[1] - y[0]), Image.Resampling.BILINEAR, (x[2], y[2], x[3], y[3]))
-    canvas.paste(shown.convert("RGB"), (x[0], y[0]))
+    canvas.paste(shown, (x[0], y[0]))
     seen[y[0] - frame.top : y[1] - frame.top, x[0] - frame.left : x[1] - frame.left] = True
 
 
-def _axis(
-    start: float, end: float, least: int, most: int, size: int
-) -> tuple[int, int, float, float] | None:
+def _axis(start: float, end: float, least: int, most: int, size: int) -> tuple[int, int, float, float] | None:
     """Along one axis: first and last + 1 canvas pixel of a patch, and the patch pixels that belong there.
 
     None where the patch has no canvas pixel: it lies outside, or is too small to be seen.
@@ -145,11 +153,14 @@ def _with_footer(canvas: Image.Image, tree: ParseTree, frame: Frame, *, everythi
     large, small, margin = font(round(24 * zoom)), font(round(17 * zoom)), round(14 * zoom)
     room = canvas.width - 2 * margin
     resolution = f"resolution as seen by the model: {downsample_text(tree.nodes)}"
+    lines = [(title(tree, large, room), large, INK), (resolution, small, FAINT_INK)]
     if min(node.downsample for node in tree.nodes) < frame.downsample * (1 - 1e-9):
-        resolution += f", shown at x{frame.downsample:.3g}"
+        lines.append(
+            (f"picture: {factor_text(frame.downsample)}, finer looks are shown at that", small, FAINT_INK)
+        )
     if not everything:
-        resolution += ", gray: not looked at"
-    lines = [(title(tree, large, room), large, INK), (resolution, small, FAINT_INK), (cost_text(tree), small, FAINT_INK)]
+        lines.append(("gray: not looked at", small, FAINT_INK))
+    lines.append((cost_text(tree), small, FAINT_INK))
     heights = [round(face.size * 1.35) for _, face, _ in lines]
     picture = Image.new("RGB", (canvas.width, canvas.height + sum(heights) + 2 * margin), PAPER)
     picture.paste(canvas, (0, 0))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pyrtrav.errors import ConfigError
@@ -11,8 +13,8 @@ from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.tree import ParseTree
 
-WIDTHS = (100, 16_384)
-"""Least and largest long side of a picture, in picture pixels: legible, and at most about 1 GB while it is drawn."""
+WIDTHS = (100, 8192)
+"""Least and largest long side of a picture, in picture pixels: legible, and drawn in a laptop's memory."""
 
 MAX_THUMBNAIL_PIXELS = 64 << 20
 """A thumbnail that would decode more level pixels than this is read from the next coarser level instead."""
@@ -26,7 +28,7 @@ PADDING = (226, 226, 226)
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The image's place on a canvas: ``bounds`` (level-0 pixels) fills ``width`` x ``height`` canvas pixels."""
+    """The image's place on a canvas: ``bounds`` (level 0) fill ``width`` x ``height`` canvas pixels."""
 
     bounds: Region
     width: int
@@ -48,7 +50,7 @@ class Frame:
         return self.left, self.top, self.left + self.width, self.top + self.height
 
     def place(self, region: Region) -> tuple[float, float, float, float]:
-        """Return left, top, right and bottom of a level-0 region in canvas pixels; it may reach outside the canvas."""
+        """Return left, top, right and bottom of a region in canvas pixels, also outside the canvas."""
         scale_x, scale_y = self.width / self.bounds.width, self.height / self.bounds.height
         return (
             self.left + (region.x - self.bounds.x) * scale_x,
@@ -59,7 +61,10 @@ class Frame:
 
 
 def frame_of(bounds: Region, long_side: int, least_side: int) -> Frame:
-    """Return the frame with the image at ``long_side`` canvas pixels; padding makes a thin image's canvas usable."""
+    """Return the frame with the image's long side at ``long_side`` canvas pixels.
+
+    An image thinner than ``least_side`` is padded to it: a strip of 1 x 100,000 px needs a usable canvas too.
+    """
     longest = max(bounds.width, bounds.height)
     width = max(1, round(long_side * bounds.width / longest))
     height = max(1, round(long_side * bounds.height / longest))
@@ -79,10 +84,10 @@ def check_drawable(tree: ParseTree, pyramid: Pyramid, width: int) -> None:
 
 
 def draw_thumbnail(pyramid: Pyramid, frame: Frame) -> Image.Image:
-    """Return the canvas with the image on it, RGB. Area reading never enlarges; a small image is resampled after it."""
+    """Return the canvas, RGB, with the image on it; a small one is read as it is and enlarged then."""
     size = _affordable_size(pyramid, frame)
     pixels = pyramid.read(frame.bounds, size).pixels
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+    image = picture_of(pixels)
     if size != (frame.width, frame.height):
         squares = frame.width >= _SQUARES_FROM * size[0] or frame.height >= _SQUARES_FROM * size[1]
         image = image.resize(
@@ -93,8 +98,13 @@ def draw_thumbnail(pyramid: Pyramid, frame: Frame) -> Image.Image:
     return canvas
 
 
+def picture_of(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Return patch pixels (h, w, 1 or 3) as an RGB image."""
+    return Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
 def _affordable_size(pyramid: Pyramid, frame: Frame) -> tuple[int, int]:
-    """The size at which to read: the frame's, or less where level 0 ends or a gap between levels makes it dear."""
+    """The size to read at: the frame's, or less where level 0 ends or a gap between levels makes it dear."""
     bounds = frame.bounds
     size = _size_at(bounds, max(1.0, frame.downsample), frame)
     level = pyramid.level_for(bounds, size)

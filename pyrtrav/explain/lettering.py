@@ -1,4 +1,4 @@
-"""Words on a picture: what a tree's title and cost say, shortened and spelled so that the font can show them."""
+"""Words on a picture: title, cost and scales, shortened and spelled so that the font can show them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ Font = ImageFont.FreeTypeFont
 INK = (28, 28, 28)
 FAINT_INK = (96, 96, 96)
 PAPER = (255, 255, 255)
+
+# Letters and marks of European file names that have no decomposition.
+_SPELLED = {
+    **{"ß": "ss", "Æ": "AE", "æ": "ae", "Ø": "O", "ø": "o", "Œ": "OE", "œ": "oe", "Ł": "L", "ł": "l"},
+    **{"\u00b5": "u", "\u03bc": "u", "\u2013": "-", "\u2014": "-", "\u2018": "'", "\u2019": "'"},
+}
 
 # Names of micrometres in larger and smaller units. Aileron, Pillow's embedded font, has no Greek letter mu.
 _UNITS = ((1e9, "km"), (1e6, "m"), (1e3, "mm"), (1.0, "um"), (1e-3, "nm"))
@@ -36,7 +42,7 @@ def _has(character: str) -> bool:
 
 
 def legible(text: str) -> str:
-    """Return the text in the font's characters: accents are dropped, other unknown characters become ``?``."""
+    """Return the text in characters of the font: accents are dropped, other unknown ones become ``?``."""
     letters = []
     for character in text:
         if character.isspace() or not character.isprintable():
@@ -44,9 +50,9 @@ def legible(text: str) -> str:
         elif _has(character):
             letters.append(character)
         else:
-            plain = unicodedata.normalize("NFKD", character)[0]
+            plain = _SPELLED.get(character) or unicodedata.normalize("NFKD", character)[0]
             if not unicodedata.combining(character):
-                letters.append(plain if plain != character and _has(plain) else "?")
+                letters.append(plain if plain.isascii() else "?")
     return "".join(letters)
 
 
@@ -66,7 +72,7 @@ def shortened(text: str, face: Font, width: float) -> str:
 
 
 def title(tree: ParseTree, face: Font, width: float) -> str:
-    """Return ``slide.svs: lesion 0.97`` within ``width`` picture pixels; the probability is never shortened."""
+    """Return ``slide.svs: lesion 0.97`` within ``width`` picture pixels; the probability always stays."""
     probability = f" {probability_text(tree.probability)}"
     left = width - face.getlength(probability)
     label = shortened(legible(tree.label), face, left / 2)
@@ -85,7 +91,7 @@ def probability_text(probability: float) -> str:
 
 
 def cost_text(tree: ParseTree) -> str:
-    """Return ``37 fixations, 61 of 41,310 tiles, 0.8 MB read``; bytes only where the reader could count them."""
+    """Return ``37 fixations, 61 of 41,310 tiles, 0.8 MB read``; bytes only where the reader counts them."""
     cost = tree.record["cost"]
     fixations = f"{cost['fixations']:,} fixation{'' if cost['fixations'] == 1 else 's'}"
     if cost["truncated"]:
@@ -107,16 +113,17 @@ def bytes_text(count: int) -> str:
 
 def downsample_text(nodes: tuple[Node, ...]) -> str:
     """Return ``x16``, or ``x16 .. x4`` where the nodes saw the image at several resolutions."""
-    coarsest, finest = (_factor(choose(node.downsample for node in nodes)) for choose in (max, min))
+    coarsest, finest = (factor_text(choose(node.downsample for node in nodes)) for choose in (max, min))
     return coarsest if coarsest == finest else f"{coarsest} .. {finest}"
 
 
-def _factor(downsample: float) -> str:
+def factor_text(downsample: float) -> str:
+    """Return ``x446`` or ``x3.49``."""
     return f"x{downsample:,.0f}" if downsample >= 100 else f"x{downsample:.3g}"
 
 
 def scale_bar(level0_pixels: float, mpp: float) -> tuple[float, str]:
-    """Return the longest bar of 1, 2 or 5 times a power of ten within a length: level-0 pixels and ``500 um``."""
+    """Return the longest round bar within ``level0_pixels``: its length in level-0 pixels, and in words."""
     micrometres = level0_pixels * mpp
     power = 10.0 ** math.floor(math.log10(micrometres))
     length = max(factor * power for factor in (1.0, 2.0, 5.0) if factor * power <= micrometres * (1 + 1e-9))

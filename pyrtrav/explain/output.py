@@ -20,6 +20,7 @@ def check_png(path: str | os.PathLike[str]) -> None:
 def save_png(image: Image.Image, path: str | os.PathLike[str], title: str) -> None:
     """Write the picture, whole or not at all; ``title`` goes into the file too, unshortened."""
     words = PngImagePlugin.PngInfo()
-    words.add_itxt("Title", title)
+    # File names that are no text arrive as lone surrogates, which no encoding has.
+    words.add_itxt("Title", title.encode("utf-8", "replace").decode("utf-8"))
     with written_whole(path) as beside:
         image.save(beside, format="PNG", pnginfo=words)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pyrtrav.pyramid.base import Level, Patches, Pyramid, RawTile, Tile
+from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.pyramid.open import BACKENDS, open_pyramid
+from pyrtrav.pyramid.tiles import Level, Patches, RawTile, Tile
 
 __all__ = ["BACKENDS", "Level", "Patches", "Pyramid", "RawTile", "Tile", "open_pyramid"]

@@ -6,15 +6,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pyrtrav.errors import RegionError
 from pyrtrav.geometry import Region
-from pyrtrav.pyramid.base import Key, Level, Pyramid, RawTile, Tile
+from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.pyramid.pixels import Channels, Samples, Window
+from pyrtrav.pyramid.tiles import Key, Level, RawTile, Tile
 
 
 class ArrayPyramid(Pyramid):
-    """An array (h, w) or (h, w, samples) as a pyramid of one level and one tile. Nothing is read, so it costs nothing."""
+    """An array (h, w) or (h, w, samples) as a pyramid of one level and one tile.
+
+    Nothing is read, so it costs nothing.
+    """
 
     backend: ClassVar[str] = "array"
 
@@ -58,8 +63,6 @@ def _from_array(pixels: NDArray[Any], options: dict[str, Any]) -> ArrayPyramid:
 
 
 def halve(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the mean of every 2 x 2 pixels; an odd last row or column is averaged with itself."""
-    height, width = pixels.shape[:2]
-    padded = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge").astype(np.uint16)
-    summed = padded[0::2, 0::2] + padded[1::2, 0::2] + padded[0::2, 1::2] + padded[1::2, 1::2]
-    return ((summed + 2) >> 2).astype(np.uint8)
+    """Return the mean of every 2 x 2 pixels, halves rounded up; an odd last row or column has fewer to average."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    return np.asarray(image.reduce(2)).reshape(-(-pixels.shape[0] // 2), -(-pixels.shape[1] // 2), -1)

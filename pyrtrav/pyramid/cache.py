@@ -57,6 +57,10 @@ class TileCache(Generic[T]):
             self._tiles.clear()
             self.nbytes = 0
 
+    def after_fork(self) -> None:
+        """In a forked child: the lock may have been held by a thread that the child does not have."""
+        self._lock = Lock()
+
 
 def default_cache_bytes() -> int:
     """``PYRTRAV_CACHE_BYTES``, else 256 MiB: about 1,300 tiles of 256 px."""

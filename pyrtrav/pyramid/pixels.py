@@ -40,7 +40,7 @@ class Samples:
 
 def luma(rgb: NDArray[Any]) -> NDArray[Any]:
     """ITU-R 601 luma of (..., 3), as (..., 1)."""
-    return (rgb[..., :3] @ LUMA)[..., None]
+    return np.asarray(rgb[..., :3] @ LUMA)[..., None]
 
 
 def check_channels(channels: Channels | None) -> tuple[int, tuple[int, ...] | None]:
@@ -73,6 +73,14 @@ def type_range(dtype: np.dtype[Any]) -> Window:
         info = np.iinfo(dtype)
         return float(info.min), float(info.max)
     return 0.0, 1.0
+
+
+def display_window(values: Sequence[NDArray[Any]]) -> Window | None:
+    """The 0.1 to 99.9 percentiles of the finite values; None where all are the same."""
+    joined = np.concatenate(values) if values else np.zeros(0)
+    finite = joined[np.isfinite(joined)]
+    low, high = np.percentile(finite, [0.1, 99.9]) if finite.size else (0.0, 0.0)
+    return (float(low), float(high)) if high > low else None
 
 
 @dataclass(frozen=True, slots=True)

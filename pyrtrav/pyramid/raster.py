@@ -19,8 +19,9 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from pyrtrav.errors import CorruptImageError, UnsupportedFormatError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.array import halve
-from pyrtrav.pyramid.base import Key, Level, Pyramid, RawTile, Tile
+from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.pyramid.pixels import Samples
+from pyrtrav.pyramid.tiles import Key, Level, RawTile, Tile
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused: they would be decoded whole for a glance."""
@@ -210,3 +211,14 @@ def _halved_levels(width: int, height: int) -> Iterator[Level]:
         if max(w, h) <= SMALLEST_SIDE:
             return
         w, h, index = -(-w // 2), -(-h // 2), index + 1
+
+
+def is_raster(path: str) -> bool:
+    """Whether Pillow knows the file's format."""
+    try:
+        with open(path, "rb") as file:
+            _read_header(path, file)
+    except (CorruptImageError, UnsupportedFormatError, OSError) as error:
+        # A damaged image is an image still, and its damage is told when it is opened.
+        return isinstance(error, CorruptImageError)
+    return True

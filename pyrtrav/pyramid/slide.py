@@ -14,8 +14,9 @@ import openslide
 
 from pyrtrav.errors import CorruptImageError, UnsupportedFormatError
 from pyrtrav.geometry import Region
-from pyrtrav.pyramid.base import Level, Pyramid, RawTile, plausible_mpp
+from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.pyramid.pixels import Samples
+from pyrtrav.pyramid.tiles import Level, RawTile, plausible_mpp
 
 TILE = 256
 """Side of our own grid, for files whose tiles are strips, huge, or not reported."""

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from pyrtrav.errors import CorruptImageError, UnsupportedFormatError
 from pyrtrav.geometry import Region
-from pyrtrav.pyramid.base import MAX_TILE_PIXELS, Level, Pyramid, RawTile, plausible_mpp
+from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.pyramid.pixels import Samples, Window
+from pyrtrav.pyramid.tiles import MAX_TILE_PIXELS, Level, RawTile, plausible_mpp
 
 # tifffile reports damage in its log; ours is in the exceptions.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())

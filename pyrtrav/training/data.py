@@ -1,10 +1,10 @@
 """Labelled images for training: from class folders or a table to examples with a split.
 
-Nothing here decodes a pixel. What cannot be right (one class, a label without images, the same content under two
+Nothing here decodes a pixel. What cannot be right (one class, a class without images, one content under two
 labels, a patient on both sides) is a DatasetError that names file and line; what may be right is a warning.
 
-Simplified: the split is by hash, so it is about 20 % and not exactly 20 %; in return it does not depend on the order
-of the files, and a new image moves no other (but see `validation_units`).
+Simplified: the split is by hash, so it is about 20 % and not exactly 20 %; in return it does not depend on
+the order of the files, and a new image moves no other (but see `validation_units`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Class names in their order, examples in the order of the table or of their relative paths, and warnings."""
+    """Class names, examples in the order of the table or of the sorted folders, and warnings."""
 
     classes: tuple[str, ...]
     examples: tuple[Example, ...]
@@ -65,8 +65,8 @@ def load_dataset(source: str | Path, *, seed: int = 0) -> Dataset:
     """Return the labelled images of a folder of class folders, or of a CSV or Parquet table.
 
     Args:
-        source: ``DIR`` with ``DIR/<class>/<images>`` or ``DIR/train/<class>/<images>`` and so on, or a table with the
-            columns ``path,label`` and optional ``split,group``.
+        source: a folder with ``<class>/<images>`` or ``train/<class>/<images>`` and so on in it, or a table
+            with the columns ``path,label`` and, if wanted, ``split,group``.
         seed: of the split into train and val, where none is given.
 
     Raises:
@@ -81,7 +81,9 @@ def load_dataset(source: str | Path, *, seed: int = 0) -> Dataset:
     rows = _with_validation(rows, seed, path, warnings)
     _check_contents(rows, warnings)
     index = {name: number for number, name in enumerate(classes)}
-    examples = (Example(row.path, index[row.label], cast(Split, row.split), row.group, row.source) for row in rows)
+    examples = (
+        Example(row.path, index[row.label], cast(Split, row.split), row.group, row.source) for row in rows
+    )
     return Dataset(tuple(classes), tuple(examples), tuple(warnings))
 
 
@@ -118,8 +120,8 @@ def _check_groups(rows: Sequence[Row]) -> None:
         first = seen.setdefault(row.group, row)
         if first.split != row.split:
             raise DatasetError(
-                f"{row.source}: group {row.group!r} is in {row.split}, but in {first.split} in {first.source}; "
-                "put all images of a group into one split"
+                f"{row.source}: group {row.group!r} is in {row.split}, but in {first.split} at "
+                f"{first.source}; put all images of a group into one split"
             )
 
 
@@ -142,8 +144,10 @@ def _with_validation(rows: list[Row], seed: int, source: str, warnings: list[str
             units[row.label].add(_unit(row))
     _check_divisible(rows, units)
     chosen = validation_units(units, seed)
-    split = ("train", "val")
-    return [row if row.split == "test" else replace(row, split=split[_unit(row) in chosen]) for row in rows]
+    return [
+        row if row.split == "test" else replace(row, split="val" if _unit(row) in chosen else "train")
+        for row in rows
+    ]
 
 
 def _unit(row: Row) -> str:
@@ -170,8 +174,9 @@ def _check_divisible(rows: Sequence[Row], units: Mapping[str, AbstractSet[str]])
 def validation_units(classes: Mapping[str, AbstractSet[str]], seed: int) -> set[str]:
     """Return the units (groups, or relative paths) that validate, about 20 % of each class's.
 
-    A unit's side follows from the seed and its own name, so that adding an image moves no other. The exception cannot be
-    avoided: a class whose units all fall on one side gives the other its nearest one, until there are more.
+    A unit's side follows from the seed and its own name, so that adding an image moves no other. No rule can
+    keep that up for the smallest classes: one whose units all fall on one side gives the other its nearest
+    unit, until another falls there.
 
     Raises:
         DatasetError: groups with several classes leave no way to give every class both sides.
@@ -189,8 +194,8 @@ def validation_units(classes: Mapping[str, AbstractSet[str]], seed: int) -> set[
                     break
             else:
                 raise DatasetError(
-                    f"class {label!r}: its groups cannot be divided so that every class is in training and in "
-                    "validation; give the split yourself, in a table's column `split`"
+                    f"class {label!r}: its groups cannot be divided so that every class is in training and "
+                    "in validation; give the split yourself, in a table's column `split`"
                 )
     return chosen
 
@@ -225,14 +230,16 @@ def _check_contents(rows: Sequence[Row], warnings: list[str]) -> None:
         for row in others:
             if row.label != first.label:
                 raise DatasetError(
-                    f"{row.source}: {row.path} has the same content as {first.path} ({first.source}), but label "
-                    f"{row.label!r} instead of {first.label!r}; keep the right one"
+                    f"{row.source}: {row.path} has the same content as {first.path} ({first.source}), but "
+                    f"label {row.label!r} instead of {first.label!r}; keep the right one"
                 )
         other = next(row for row in others if row.split != first.split)
         leaks.append(f"{first.path} ({first.split}) and {other.path} ({other.split})")
     if leaks:
         more = f", and {len(leaks) - 1} other pairs" if len(leaks) > 1 else ""
-        warnings.append(f"the same content in two splits flatters the result: {leaks[0]}{more}; give them one group")
+        warnings.append(
+            f"the same content in two splits flatters the result: {leaks[0]}{more}; keep one of them"
+        )
 
 
 def _conflict(group: Sequence[Row]) -> bool:
@@ -245,7 +252,9 @@ def _grouped(key: Callable[[Row], Hashable], rows: Sequence[Row]) -> list[list[R
         try:
             groups[key(row)].append(row)
         except OSError as error:
-            raise DatasetError(f"{row.source}: {row.path} cannot be read: {error.strerror or error}") from error
+            raise DatasetError(
+                f"{row.source}: {row.path} cannot be read: {error.strerror or error}"
+            ) from error
     return list(groups.values())
 
 

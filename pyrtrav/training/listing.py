@@ -1,13 +1,12 @@
 """What a data folder or a table lists: one row per image that can be opened, and warnings about the rest.
 
-Folders: ``DIR/<class>/<images>``, or ``DIR/<split>/<class>/<images>``; images at any depth below the class folder, hidden
-names skipped. A MIRAX slide with its folder, a DICOM series and an OME-Zarr folder count once.
+Folders: ``DIR/<class>/<images>``, or ``DIR/<split>/<class>/<images>``; images at any depth below the class
+folder, hidden names skipped. A MIRAX slide with its folder, a DICOM series and an OME-Zarr folder count once.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ _NAMED = 5
 
 
 def read_rows(path: str) -> tuple[list[Row], list[str]]:
-    """Return the rows of a folder (sorted by relative path) or of a table (in its order), and warnings.
+    """Return the rows of a folder (sorted by name) or of a table (in its order), and warnings.
 
     Raises:
         DatasetError: missing, unreadable, or not in the layout that the module describes.
@@ -30,19 +29,14 @@ def read_rows(path: str) -> tuple[list[Row], list[str]]:
     if os.path.isdir(path):
         return _folder_rows(path, warnings), warnings
     if not os.path.exists(path):
-        raise DatasetError(f"{path}: no such file or folder; name a folder with a folder per class, or a table")
+        raise DatasetError(
+            f"{path}: no such file or folder; name a folder with a folder per class, or a table"
+        )
     if not is_table(path):
-        raise DatasetError(f"{path}: is neither a folder with a folder per class nor a .csv or .parquet table")
+        raise DatasetError(
+            f"{path}: is neither a folder with a folder per class nor a .csv or .parquet table"
+        )
     return _openable(read_table(path, warnings), os.path.dirname(path), warnings), warnings
-
-
-def _is_image(path: str) -> bool:
-    """Whether a backend claims it. A broken link, pipe or socket is none, and is not opened: that might hang."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        return False
-    return (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and claims(path)
 
 
 def _some(paths: Sequence[str], folder: str) -> str:
@@ -79,7 +73,7 @@ def _list_folder(folder: str) -> _Listing:
         path = os.path.join(folder, name)
         if name.startswith(".") or path in parts:
             continue
-        if _is_image(path):
+        if claims(path):
             found.images.append(path)
             parts |= companions(path)
         elif os.path.isdir(path):
@@ -99,7 +93,7 @@ def _folder_rows(folder: str, warnings: list[str]) -> list[Row]:
     splits = [path for path in top.folders if os.path.basename(path) in SPLITS]
     if splits:
         _check_only_splits(top, splits)
-        below = {path: _list_folder(path) for path in sorted(splits, key=_split_order)}
+        below = {path: _list_folder(path) for path in splits}
         roots = [(os.path.basename(path), listing.folders) for path, listing in below.items()]
         loose += [path for listing in below.values() for path in listing.images]
     unclaimed: list[str] = []
@@ -117,17 +111,13 @@ def _folder_rows(folder: str, warnings: list[str]) -> list[Row]:
     return rows
 
 
-def _split_order(path: str) -> int:
-    return SPLITS.index(os.path.basename(path))
-
-
 def _check_only_splits(top: _Listing, splits: Sequence[str]) -> None:
     others = [path for path in top.folders if path not in splits]
     if others:
         beside = ", ".join(os.path.basename(path) for path in splits)
         raise DatasetError(
-            f"{others[0]}: stands beside {beside}, which are splits; put every class folder below train, val or test, "
-            "or use a table if that is the name of a class"
+            f"{others[0]}: stands beside the splits ({beside}); put every class folder below train, val or "
+            "test, or use a table if that is the name of a class"
         )
 
 
@@ -137,7 +127,9 @@ def _class_rows(folder: str, split: str | None, class_folder: str, unclaimed: li
         images += listing.images
         unclaimed += listing.others
     if not images and split in (None, "train"):
-        raise DatasetError(f"{class_folder}: no image in it can be opened; add images or remove the class folder")
+        raise DatasetError(
+            f"{class_folder}: no image in it can be opened; add images or remove the class folder"
+        )
     keys = sorted((relative_key(path, folder), path) for path in images)
     label = os.path.basename(class_folder)
     return [Row(path, key, label, split, None, class_folder) for key, path in keys]
@@ -170,7 +162,7 @@ def _openable(listed: Sequence[Row], folder: str, warnings: list[str]) -> list[R
             _check_agree(first, row)
             if first.path == row.path:
                 repeated.append(row.path)
-        elif _is_image(row.path):
+        elif claims(row.path):
             rows.append(row)
             seen |= dict.fromkeys(companions(row.path), row)
             seen[row.path] = row
@@ -188,8 +180,8 @@ def _check_classes_left(listed: Sequence[Row], rows: Sequence[Row]) -> None:
     for row in listed:
         if row.label not in left:
             raise DatasetError(
-                f"{row.source}: class {row.label!r} has no image that can be opened, beginning with {row.path}; "
-                "replace its images or remove its rows"
+                f"{row.source}: class {row.label!r} has no image that can be opened, beginning with "
+                f"{row.path}; replace its images or remove its rows"
             )
 
 
@@ -198,7 +190,8 @@ def _check_present(rows: Sequence[Row]) -> None:
     if missing:
         others = f" (and of {len(missing) - 1} other rows)" if len(missing) > 1 else ""
         raise DatasetError(
-            f"{missing[0].source}: no such file: {missing[0].path}{others}; paths are relative to the table's folder"
+            f"{missing[0].source}: no such file: {missing[0].path}{others}; paths are relative to the "
+            "table's folder"
         )
 
 
@@ -208,5 +201,6 @@ def _check_agree(first: Row, second: Row) -> None:
         one, two = getattr(first, name), getattr(second, name)
         if one != two:
             raise DatasetError(
-                f"{second.source}: {second.path} has {name} {two!r}, but {one!r} in {first.source}; keep one of the rows"
+                f"{second.source}: {second.path} has {name} {two!r}, but {one!r} at {first.source}; "
+                "keep one of the rows"
             )

@@ -1,7 +1,7 @@
 """Rows of training data from a table: CSV, or Parquet with the extra `arrow`.
 
-Columns: ``path`` (relative to the table's folder, or absolute), ``label``, and optional ``split`` and ``group``.
-Nothing here looks at an image; a complaint names the table and the line (in Parquet the row, from 1).
+Columns: ``path`` (relative to the table's folder, or absolute), ``label``, and, if wanted, ``split`` and
+``group``. Nothing here looks at an image; a complaint names table and line (in Parquet the row, from 1).
 """
 
 from __future__ import annotations
@@ -97,9 +97,10 @@ def _check_columns(table: _Table) -> None:
             raise DatasetError(f"{table.path}:1: the column {name!r} stands twice; keep one")
     missing = [name for name in ("path", "label") if name not in names]
     if missing:
+        found = ", ".join(map(repr, dict.fromkeys([*names, *table.unused])))
         needed = " and ".join(repr(name) for name in missing)
         hint = "; separate columns by commas" if any(mark in "".join(names) for mark in ";\t|") else ""
-        raise DatasetError(f"{table.path}:1: no column {needed}; it has {', '.join(map(repr, names)) or 'none'}{hint}")
+        raise DatasetError(f"{table.path}:1: no column {needed}; it has {found or 'none'}{hint}")
 
 
 def _check_filled(table: _Table) -> None:
@@ -112,7 +113,11 @@ def _check_filled(table: _Table) -> None:
         if not empty or (name == "split" and len(empty) == len(table.records)):
             continue
         others = f" (and in {len(empty) - 1} other rows)" if len(empty) > 1 else ""
-        hint = "fill it in or remove the row" if name != "split" else "name train, val or test in every row or in none"
+        hint = (
+            "fill it in or remove the row"
+            if name != "split"
+            else "name train, val or test in every row or in none"
+        )
         raise DatasetError(f"{empty[0]}: the {name} is empty{others}; {hint}")
 
 
@@ -185,4 +190,6 @@ def _cell(path: str, line: int, column: str, value: object) -> str:
         return ""
     if isinstance(value, str | int):
         return str(value).strip()
-    raise DatasetError(f"{path}:{line}: {column} is {value!r}, a {type(value).__name__}; store the column as text")
+    raise DatasetError(
+        f"{path}:{line}: {column} is {value!r}, a {type(value).__name__}; store the column as text"
+    )

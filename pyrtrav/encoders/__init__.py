@@ -1,0 +1,50 @@
+"""Encoders: from a patch to a vector and a map. A new one is a file and a line in `ENCODERS`."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from pyrtrav.encoders.base import Encoder, Encoding, count_macs, init_xavier
+from pyrtrav.encoders.paper import PAPER_ENCODERS, Baseline, FullyConnectedHead, PaperEncoder
+from pyrtrav.encoders.residual import ResidualEncoder
+from pyrtrav.errors import ConfigError, nearest_name
+
+__all__ = [
+    "ENCODERS",
+    "Baseline",
+    "Encoder",
+    "Encoding",
+    "FullyConnectedHead",
+    "PaperEncoder",
+    "ResidualEncoder",
+    "build_encoder",
+    "count_macs",
+    "init_xavier",
+]
+
+ENCODERS: dict[str, Callable[..., Encoder]] = {
+    **{name: partial(PaperEncoder, name) for name in PAPER_ENCODERS},
+    "residual": ResidualEncoder,
+}
+"""Builders by name; all their options are keywords and have defaults."""
+
+
+def build_encoder(
+    name: str, *, channels: int | None = None, base_resolution: int | None = None, **options: Any
+) -> Encoder:
+    """Return the encoder ``name`` with new weights; ``None`` is the encoder's own default.
+
+    Raises:
+        ConfigError: an unknown name or option, or one that the encoder cannot have.
+    """
+    if name not in ENCODERS:
+        raise ConfigError(f"unknown encoder {name!r}{nearest_name(name, ENCODERS)}")
+    build = ENCODERS[name]
+    sizes = {"channels": channels, "base_resolution": base_resolution}
+    options |= {option: value for option, value in sizes.items() if value is not None}
+    known = list(inspect.signature(build).parameters)
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"unknown option {option!r} of encoder {name}{nearest_name(option, known)}")
+    return build(**options)

@@ -1,0 +1,153 @@
+"""What every encoder is: patches of one size in, a vector and a map of each out."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pyrtrav.errors import ConfigError
+
+
+class Encoding(NamedTuple):
+    """What an encoder makes of patches."""
+
+    vector: Float[Tensor, "fixation channel"]
+    """What is in the patch: the paper's V_n."""
+    map: Float[Tensor, "fixation map_channel row column"]
+    """Where in the patch it is: the paper's F_n."""
+
+
+class Window(NamedTuple):
+    """A layer that slides over its input, as far as geometry goes."""
+
+    kernel: int
+    stride: int
+    pooling: bool = False
+
+
+class Encoder(nn.Module, ABC):
+    """Normalises patches and encodes them, each on its own: no statistics of a batch.
+
+    A subclass writes `features`. Convolutions may be slid over larger images by calling it directly.
+
+    Attributes:
+        channels: 1 (gray) or 3 (RGB).
+        base_resolution: side of a patch in pixels.
+        vector_size: length of the vector.
+        map_size: rows and columns of the map.
+        map_channels: channels of the map.
+        windows: the layers along the longest path; empty where features are no stack of sliding windows.
+        mean, std: of each channel of patches in 0..1, shape (1, channels, 1, 1); saved with the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        base_resolution: int,
+        vector_size: int,
+        map_size: tuple[int, int],
+        map_channels: int,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        windows: Sequence[Window] = (),
+    ) -> None:
+        super().__init__()
+        if channels not in (1, 3):
+            raise ConfigError(f"an encoder sees 1 channel (gray) or 3 (RGB), not {channels}")
+        self.channels, self.base_resolution = channels, base_resolution
+        self.vector_size, self.map_size, self.map_channels = vector_size, map_size, map_channels
+        self.windows = tuple(windows)
+        self.register_buffer("mean", _per_channel("mean", mean, channels))
+        self.register_buffer("std", _per_channel("std", std, channels))
+        if not bool((self.std > 0).all()):
+            raise ConfigError(f"std must be above 0, got {std}")
+
+    def forward(self, patches: Float[Tensor, "fixation channels size size"]) -> Encoding:
+        """Encode patches in 0..1.
+
+        Raises:
+            ConfigError: patches of another size or number of channels.
+        """
+        side = self.base_resolution
+        if patches.shape[1:] != (self.channels, side, side):
+            got, rows, columns = patches.shape[1:]
+            raise ConfigError(
+                f"{type(self).__name__} takes patches of {self.channels} x {side} x {side} "
+                f"(channels, rows, columns), got {got} x {rows} x {columns}"
+            )
+        return self.encode(self.normalise(patches))
+
+    def normalise(
+        self, images: Float[Tensor, "image channels height width"]
+    ) -> Float[Tensor, "image channels height width"]:
+        """Return images in 0..1 as `features` and `encode` want them; any size."""
+        return (images - self.mean) / self.std
+
+    def encode(self, patches: Float[Tensor, "fixation channels size size"]) -> Encoding:
+        """Encode normalised patches: the map is the features, the vector their mean over rows and columns."""
+        features = self.features(patches)
+        return Encoding(features.mean((2, 3)), features)
+
+    @abstractmethod
+    def features(
+        self, images: Float[Tensor, "image channels height width"]
+    ) -> Float[Tensor, "image map_channels rows columns"]:
+        """Return the last feature map of normalised images of any size."""
+
+    @property
+    def total_stride(self) -> int:
+        """Pixels from one feature to the next."""
+        return math.prod(window.stride for window in self._local_windows())
+
+    @property
+    def receptive_field(self) -> int:
+        """Side in pixels of what one feature sees, counted to the last convolution as in the paper."""
+        windows = self._local_windows()
+        last = max(i for i, window in enumerate(windows) if not window.pooling)
+        side, step = 1, 1
+        for kernel, stride, _ in windows[: last + 1]:
+            side += (kernel - 1) * step
+            step *= stride
+        return side
+
+    def _local_windows(self) -> tuple[Window, ...]:
+        if not self.windows:
+            raise ConfigError(f"{type(self).__name__} has no receptive field: a feature sees the whole image")
+        return self.windows
+
+
+def _per_channel(name: str, values: float | Sequence[float], channels: int) -> Tensor:
+    numbers = [float(v) for v in values] if isinstance(values, Sequence) else [float(values)] * channels
+    if len(numbers) != channels:
+        raise ConfigError(f"{name} has {len(numbers)} values for {channels} channels")
+    return torch.tensor(numbers).view(1, channels, 1, 1)
+
+
+def count_macs(module: Callable[..., object], *inputs: object) -> int:
+    """Return the multiply-accumulates of one application of a module or function of tensors.
+
+    Those of convolutions and matrix products; biases, pooling and activations are not counted, as in tables
+    1 to 5 of "Image classification through top-down image pyramid traversal". On the meta device the count is
+    free.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(*inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+def init_xavier(module: nn.Module) -> None:
+    """Give every convolution and fully connected layer in a module Xavier uniform weights and zero biases."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,67 @@
+"""What looking would cost, from the levels alone: nothing is decoded for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyrtrav.geometry import Grid, Region, halvings, root_region
+from pyrtrav.pyramid.base import Level, Pyramid
+
+MAX_GLANCE_PIXELS = 256_000_000
+"""A glance that decodes more is refused: the image lacks a pyramid."""
+
+
+def tiles_of(pyramid: Pyramid, level: Level, region: Region) -> int:
+    """Number of the level's tiles that share area with the region (level-0 pixels)."""
+    inside = region.intersection(Region(0, 0, pyramid.width, pyramid.height))
+    scale_x, scale_y = level.width / pyramid.width, level.height / pyramid.height
+    columns = _touched(inside.x * scale_x, inside.right * scale_x, level.tile_width)
+    rows = _touched(inside.y * scale_y, inside.bottom * scale_y, level.tile_height)
+    return columns * rows
+
+
+def _touched(first: float, last: float, tile: int) -> int:
+    return max(0, int(-(-last // tile)) - int(first // tile)) if last > first else 0
+
+
+def glance_pixels(pyramid: Pyramid, base_resolution: int) -> int:
+    """Pixels that the glance decodes."""
+    root = root_region(pyramid.bounds, base_resolution)
+    level = pyramid.level_for(root, (base_resolution, base_resolution))
+    return _pixels(level, tiles_of(pyramid, level, root))
+
+
+def _pixels(level: Level, tiles: int) -> int:
+    return tiles * min(level.tile_width, level.width) * min(level.tile_height, level.height)
+
+
+def looking_costs(pyramid: Pyramid, base_resolution: int, grid: Grid | None = None) -> list[dict[str, Any]]:
+    """Return for every depth what looking at all of its distinct cells costs; depth 0 is the glance."""
+    grid = grid or Grid()
+    root = root_region(pyramid.bounds, base_resolution)
+    costs = []
+    for depth in range(halvings(root, base_resolution, grid.side) + 1):
+        cell = grid.lattice_region(root, depth, 0, 0)
+        level = pyramid.level_for(cell, (base_resolution, base_resolution))
+        tiles = tiles_of(pyramid, level, pyramid.bounds)
+        costs.append(
+            {
+                "depth": depth,
+                "cells": _cells_with_image(grid, root, pyramid.bounds, depth),
+                "downsample": cell.width / base_resolution,
+                "level": level.index,
+                "tiles": tiles,
+                "pixels": _pixels(level, tiles),
+            }
+        )
+    return costs
+
+
+def _cells_with_image(grid: Grid, root: Region, bounds: Region, depth: int) -> int:
+    """Distinct cells of a depth that share area with the image."""
+    columns = rows = 0
+    for position in range(grid.positions(depth)):
+        cell = grid.lattice_region(root, depth, position, position)
+        columns += cell.x < bounds.right and cell.right > bounds.x
+        rows += cell.y < bounds.bottom and cell.bottom > bounds.y
+    return columns * rows
