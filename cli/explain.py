@@ -37,10 +37,13 @@ def explain(
 
     Example: pyrtrav explain slide.svs --out tree.json --foveated seen.png
     """
-    from pyrtrav.explain import explanation
+    from pyrtrav import explanation
+    from pyrtrav.tree import ParseTree
 
     if tree is not None:
-        found = explanation.load(tree, image)
+        found = ParseTree.load(tree)
+        if overlay is None and foveated is None:
+            overlay = tree.with_suffix(".png")
     else:
         if image is None or out is None:
             raise typer.BadParameter("give an IMAGE and --out tree.json, or --tree tree.json")

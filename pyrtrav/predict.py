@@ -21,10 +21,11 @@ from pyrtrav.tree import RESULT_SCHEMA, ParseTree, Record
 
 
 class Outcome(NamedTuple):
-    """What became of one image: its record, and its tree where it was classified."""
+    """What became of one image: its record, and its tree where it was classified, or else the error."""
 
     record: Record
     tree: ParseTree | None
+    error: PyrtravError | None = None
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -128,12 +129,26 @@ class Predictor:
                 try:
                     image = stack.enter_context(self.open(path, mpp=mpp))
                 except PyrtravError as error:
-                    outcomes[number] = Outcome(self._error_record(os.fspath(path), settings, mpp, error), None)
+                    outcomes[number] = Outcome(self._error_record(os.fspath(path), settings, mpp, error), None, error)
                 else:
                     opened.append((number, image, time.perf_counter() - begun))
             if opened:
                 outcomes.update(self._predict_open(opened, settings, mpp))
         return [outcomes[number] for number in range(len(paths))]
+
+    def explain(
+        self, path: str | os.PathLike[str], settings: Settings | None = None, *, mpp: float | None = None
+    ) -> ParseTree:
+        """Return the parse tree of one image: the same run as ``predict``'s.
+
+        Raises:
+            PyramidError: the image cannot be opened or read.
+        """
+        outcome = self.predict([path], settings, mpp=mpp)[0]
+        if outcome.tree is None:
+            assert outcome.error is not None
+            raise outcome.error
+        return outcome.tree
 
     def _predict_open(
         self, opened: Sequence[tuple[int, Pyramid, float]], settings: Settings, mpp: float | None
@@ -154,7 +169,7 @@ class Predictor:
         for i, (number, image, seconds) in enumerate(opened):
             failed = trace.errors[i]
             if failed is not None:
-                outcomes[number] = Outcome(self._error_record(image.path, settings, mpp, failed), None)
+                outcomes[number] = Outcome(self._error_record(image.path, settings, mpp, failed), None, failed)
                 continue
             record = {
                 **self.head(image.path, settings, image.mpp),

@@ -207,7 +207,7 @@ def draw_nuclei(
     nuclei: list[Nucleus] = []
     for _ in range(100 * count):
         x, y = (centre + rng.uniform(-home.reach, home.reach) for centre in (home.x, home.y))
-        radius, stretch, turn = rng.uniform(11.5, 13), rng.uniform(1, 1.1), rng.uniform(0, math.pi)
+        radius, stretch, turn = rng.uniform(11, 12.5), rng.uniform(1, 1.1), rng.uniform(0, math.pi)
         opacity, coin = OPACITY * rng.uniform(0.93, 1.07), bool(rng.integers(2))
         new = Nucleus(x, y, radius, stretch, turn, opacity, coin if ring is None else ring, colour)
         if fits(new) and all(apart(new, old) for old in nuclei):

@@ -17,6 +17,7 @@ Differs from the paper:
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -114,7 +115,8 @@ class PaperEncoder(Encoder):
         self, images: Float[Tensor, "image channels height width"]
     ) -> Float[Tensor, "image map_channels rows columns"]:
         """Return the last feature map of normalised images."""
-        features: Tensor = self.layers(images)
+        # On a CPU the ImageNet modules are 1.3 to 1.5 times as fast channels last.
+        features: Tensor = self.layers(images.contiguous(memory_format=torch.channels_last))
         return features
 
 

@@ -92,7 +92,7 @@ class ResidualEncoder(Encoder):
         self, images: Float[Tensor, "image channels height width"]
     ) -> Float[Tensor, "image map_channels rows columns"]:
         """Return the last feature map of normalised images, nowhere below 0."""
-        # On a CPU narrow convolutions are up to twice as fast channels last.
+        # On a CPU the network is 1.2 to 1.4 times as fast channels last, forward and backward.
         images = images.contiguous(memory_format=torch.channels_last)
         return functional.relu(self.stages(self.stem(images)))
 

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 
 Colour = tuple[int, int, int]
 
-# Nine points of matplotlib's viridis (CC0), from 0.15 to 1: its darkest part looks like haematoxylin.
+# Nine even steps of matplotlib's viridis (CC0) from 0.15 to 1: its darkest part looks like haematoxylin.
 _ANCHORS: tuple[Colour, ...] = (
-    (70, 49, 126),
-    (59, 81, 139),
-    (47, 108, 142),
-    (37, 133, 142),
-    (31, 158, 137),
-    (66, 190, 113),
-    (119, 209, 83),
-    (186, 222, 40),
+    (70, 52, 128),
+    (58, 83, 139),
+    (46, 111, 142),
+    (35, 137, 142),
+    (31, 162, 135),
+    (59, 187, 117),
+    (115, 208, 86),
+    (184, 222, 41),
     (253, 231, 37),
 )
-
 
 # Round ends of a scale, each with the number of round steps that it has.
 _LIMITS = ((1.0, 5), (1.5, 3), (2.0, 4), (3.0, 3), (4.0, 4), (5.0, 5), (6.0, 3), (8.0, 4), (10.0, 5))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pyrtrav.explain.colours import ScoreScale
 from pyrtrav.explain.frame import check_drawable, draw_thumbnail, frame_of
-from pyrtrav.explain.outline import draw_outlines, lines_by_depth
+from pyrtrav.explain.outline import covers, draw_outlines, lines_by_depth
 from pyrtrav.explain.output import check_png, save_png
 from pyrtrav.explain.panel import compose
 from pyrtrav.pyramid.base import Pyramid
@@ -38,7 +38,7 @@ def draw_overlay(tree: ParseTree, pyramid: Pyramid, *, width: int = 1200) -> Ima
     longest = round(max(tree.bounds.width, tree.bounds.height))
     frame = frame_of(tree.bounds, min(width, max(longest, LEAST_LONG_SIDE)), LEAST_SIDE)
     lines = lines_by_depth(tree, max(1.0, max(frame.canvas) / 1200))
-    coloured = [node.score for line in lines.values() if not line.neutral for node in line.nodes]
+    coloured = [node.score for node in tree.nodes if not covers(node.region, tree.bounds)]
     scale = ScoreScale.over(max(coloured, default=0.0))
     canvas = draw_thumbnail(pyramid, frame).convert("RGBA")
     for line in lines.values():

@@ -2,9 +2,10 @@
 
 from pyrtrav.errors import ConfigError, nearest_name
 from pyrtrav.methods.base import Method, Model, Objective, Stage
+from pyrtrav.methods.fcn import METHOD as FCN
 from pyrtrav.methods.topdown import METHOD as TOPDOWN
 
-METHODS: dict[str, Method] = {method.name: method for method in (TOPDOWN,)}
+METHODS: dict[str, Method] = {method.name: method for method in (TOPDOWN, FCN)}
 
 
 def find_method(name: str) -> Method:

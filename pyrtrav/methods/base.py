@@ -61,9 +61,14 @@ class Objective(nn.Module):
 
     @abstractmethod
     def forward(
-        self, model: Any, images: Sequence[Image], labels: Tensor, generator: torch.Generator
+        self,
+        model: Any,
+        images: Sequence[Image],
+        labels: Tensor,
+        generator: torch.Generator,
+        progress: float = 1.0,
     ) -> tuple[Tensor, Metrics, Trace]:
-        """Return the loss to minimise, the batch's metrics and its trace.
+        """Return the loss to minimise, the batch's metrics and its trace; ``progress`` (0 to 1) is the stage's.
 
         The trace holds each image ``samples`` times, in runs.
         """

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrtrav.encoders.base import Encoder, count_macs
-from pyrtrav.encoders.paper import PAPER_ENCODERS, FullyConnectedHead
+from pyrtrav.encoders.paper import FullyConnectedHead
 from pyrtrav.errors import ConfigError, PyramidError
 from pyrtrav.geometry import Region, halvings, root_region
 from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
@@ -55,6 +55,8 @@ class Fcn(Model):
     def __init__(self, config: FcnConfig, encoder: Encoder, classes: int) -> None:
         super().__init__()
         self.config, self.encoder = config, encoder
+        # A strip equals the whole image only where no layer looks beyond its window; this is an error for others.
+        self.stride, self.field = encoder.total_stride, encoder.receptive_field
         self.head = FullyConnectedHead(encoder.vector_size, classes)
 
     def side_of(self, root: Region) -> int:
@@ -86,8 +88,8 @@ class Fcn(Model):
     def _whole(self, image: Image, root: Region, device: torch.device) -> Tensor:
         """Mean of the features over the image, strip by strip."""
         side = self.side_of(root)
-        stride = self.encoder.total_stride
-        halo = -(-self.encoder.receptive_field // stride) * stride
+        stride = self.stride
+        halo = -(-self.field // stride) * stride
         rows = max(stride, STRIP_PIXELS // side // stride * stride)
         total, count = torch.zeros(self.encoder.vector_size, device=device), 0
         for top in range(0, side, rows):
@@ -138,7 +140,12 @@ class CrossEntropy(Objective):
     """The negative log-likelihood of the labels."""
 
     def forward(
-        self, model: Fcn, images: Sequence[Image], labels: Tensor, generator: torch.Generator
+        self,
+        model: Fcn,
+        images: Sequence[Image],
+        labels: Tensor,
+        generator: torch.Generator,
+        progress: float = 1.0,
     ) -> tuple[Tensor, Metrics, Trace]:
         trace = model.look(images, Settings(select="all"))
         alive = torch.from_numpy(np.flatnonzero(trace.alive)).to(trace.device)
@@ -153,8 +160,7 @@ METHOD = Method(
     paper="Image classification through top-down image pyramid traversal",
     Config=FcnConfig,
     supports=frozenset(),
-    # A strip equals the whole image only where no layer looks beyond its window, as group normalisation does.
-    encoders=frozenset(PAPER_ENCODERS),
+    encoders=None,
     build=Fcn,
     stages=lambda config: [Stage("whole image", 0, CrossEntropy())],
 )

@@ -84,6 +84,12 @@ class TopDownConfig:
     """Weight of the distance to c_t."""
     lambda_r: float = 0.1
     """Weight of the distance to c_r."""
+    lambda_v: float = 0.3
+    """Weight of the mean log-likelihood of every attended vector on its own; 0 is the paper."""
+    explore: float = 0.5
+    """Share of each stage over which c_t falls from ``explore_cells`` to its value; 0 is the paper."""
+    explore_cells: float = 0.5
+    """Share of all cells on offer that are attended at the start of exploring."""
     samples: int = 2
     """Monte Carlo samples an image (M)."""
     gradual: bool = True
@@ -243,7 +249,12 @@ class LearningRule(Objective):
         self.register_buffer("baseline", torch.tensor(float("nan"), dtype=torch.float64))
 
     def forward(
-        self, model: TopDown, images: Sequence[Image], labels: Tensor, generator: torch.Generator
+        self,
+        model: TopDown,
+        images: Sequence[Image],
+        labels: Tensor,
+        generator: torch.Generator,
+        progress: float = 1.0,
     ) -> tuple[Tensor, Metrics, Trace]:
         samples = self.config.samples if self.depth else 1
         settings = Settings(select="sample", depth=self.depth, share_cells=self.config.share_cells)
@@ -252,7 +263,9 @@ class LearningRule(Objective):
         alive = torch.from_numpy(np.flatnonzero(trace.alive)).to(trace.device)
         logits = model.believe(trace, self.depth)
         reward = log_likelihood(logits, target)[alive]
-        objective = reward.mean() + self._attention(trace, reward, alive)
+        objective = reward.mean() + self._attention(trace, reward, alive, self.cells_wanted(progress))
+        if self.config.lambda_v > 0:
+            objective = objective + self.config.lambda_v * self._each_vector(model, trace, target)
         correct = (logits.argmax(1) == target)[alive].double().mean()
         metrics = {
             "loss": -float(reward.detach().mean()),
@@ -261,7 +274,25 @@ class LearningRule(Objective):
         }
         return -objective, metrics, trace
 
-    def _attention(self, trace: Trace, reward: Tensor, alive: Tensor) -> Tensor:
+    def cells_wanted(self, progress: float) -> float:
+        """c_t at a point of the stage (0 to 1): while exploring it falls in equal ratios from many cells."""
+        config = self.config
+        if self.depth == 0 or progress >= config.explore:
+            return self.c_t
+        on_offer = sum(config.grid.positions(z) ** 2 for z in range(1, self.depth + 1))
+        start = max(self.c_t, config.explore_cells * on_offer)
+        return float(start * (self.c_t / start) ** (progress / config.explore))
+
+    def _each_vector(self, model: TopDown, trace: Trace, target: Tensor) -> Tensor:
+        """Mean log-likelihood of the labels given each attended cell alone: the encoder learns from every look."""
+        below = np.flatnonzero((trace.depth > 0) & trace.alive[trace.image])
+        if len(below) == 0:
+            return torch.zeros((), device=target.device)
+        index = torch.from_numpy(below).to(target.device)
+        image = torch.from_numpy(trace.image[below]).to(target.device)
+        return log_likelihood(model.classify(trace.vector[index]), target[image]).mean()
+
+    def _attention(self, trace: Trace, reward: Tensor, alive: Tensor, c_t: float) -> Tensor:
         """The second term of (1), and the regularisers (2) and (3)."""
         if self.depth == 0 or len(trace.parent) == 0:
             return torch.zeros((), device=reward.device)
@@ -274,7 +305,7 @@ class LearningRule(Objective):
         by_cell = trace.mean_by_cell(self.depth, config.grid.count)
         return (
             config.lambda_f * reinforce(log_prob, reward, used)
-            + config.lambda_t * cost_penalty(cells, self.c_t)
+            + config.lambda_t * cost_penalty(cells, c_t)
             + config.lambda_r * diversity_penalty(by_cell, self.c_r)
         )
 

@@ -157,7 +157,9 @@ class Pyramid(ABC):
         return _reopen, (type(self), self.path, self._options)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.path!r}, {self.width} x {self.height}, {len(self.levels)} levels)"
+        return (
+            f"{type(self).__name__}({self.path!r}, {self.width} x {self.height}, {len(self.levels)} levels)"
+        )
 
     @property
     def width(self) -> int:
@@ -227,7 +229,9 @@ class Pyramid(ABC):
             raise RegionError(f"{self.path}: a patch needs at least one pixel, got {width} x {height}")
         shape = len(regions), height, width, self.channels
         if out is not None and (out.shape != shape or out.dtype != np.uint8):
-            raise RegionError(f"{self.path}: `out` must be uint8 of shape {shape}, got {out.dtype} of {out.shape}")
+            raise RegionError(
+                f"{self.path}: `out` must be uint8 of shape {shape}, got {out.dtype} of {out.shape}"
+            )
         with self._in_use():
             requests = [self._request(i, region, (width, height)) for i, region in enumerate(regions)]
             patches = Patches(
@@ -308,7 +312,10 @@ class Pyramid(ABC):
             for column in range(level.columns):
                 raw = self._raw_tile((level.index, column, row))
                 if raw is not None:
-                    right, bottom = level.width - column * level.tile_width, level.height - row * level.tile_height
+                    right, bottom = (
+                        level.width - column * level.tile_width,
+                        level.height - row * level.tile_height,
+                    )
                     values.append(raw.samples[:bottom, :right, : self.samples.colors].ravel())
         return display_window(values)
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrtrav.errors import ConfigError
+from pyrtrav.errors import ConfigError, PyramidError
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -95,12 +95,16 @@ class PixelRule:
     """Of the model's channels, 0..255."""
 
     def check(self, path: str) -> None:
-        """Raise ConfigError where the file cannot give what the model wants."""
+        """Raise PyramidError where the file cannot give what the model wants: the next image may be able to."""
         colors = self.samples.colors
         if self.chosen is not None and max(self.chosen) >= colors:
-            raise ConfigError(f"{path}: channels {self.chosen} asked for, but it holds {colors} (numbered from 0)")
+            raise PyramidError(
+                f"{path}: channels {list(self.chosen)} are asked for, but it holds {colors} (numbered from 0)"
+            )
         if self.chosen is None and colors == 2:
-            raise ConfigError(f"{path}: it holds two channels, which make no gray and no RGB; choose with channels=")
+            raise PyramidError(
+                f"{path}: it holds two channels, which make no gray and no RGB; say which with channels="
+            )
 
     def apply(self, raw: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
         """Return model pixels (h, w, channels) and, where the file has alpha, which of them are valid."""

@@ -110,7 +110,11 @@ class RasterPyramid(Pyramid):
             tile = Tile(*self.pixel_rule.apply(raw.samples))
         else:
             finer = self._level_tile((key[0] - 1, 0, 0))
-            valid = None if finer.valid is None else halve(finer.valid[:, :, None].astype(np.uint8) * 255)[:, :, 0] > 127
+            valid = (
+                None
+                if finer.valid is None
+                else halve(finer.valid[:, :, None].astype(np.uint8) * 255)[:, :, 0] > 127
+            )
             tile = Tile(halve(finer.pixels), valid)
         if tile.nbytes > self._cache.max_bytes // 2:
             self._kept[key] = tile
@@ -131,9 +135,13 @@ class RasterPyramid(Pyramid):
                     image = image.transpose(_TURNS[header.orientation])
                 samples = np.asarray(image)
         except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to
-            raise CorruptImageError(self.path, f"{type(error).__name__}: {error}", level=0, column=0, row=0) from error
+            raise CorruptImageError(
+                self.path, f"{type(error).__name__}: {error}", level=0, column=0, row=0
+            ) from error
         if samples.shape[:2] != (self.levels[0].height, self.levels[0].width):
-            raise CorruptImageError(self.path, "its size is not what its header says", level=0, column=0, row=0)
+            raise CorruptImageError(
+                self.path, "its size is not what its header says", level=0, column=0, row=0
+            )
         return RawTile(samples.reshape(*samples.shape[:2], -1), self._stored_bytes)
 
 
@@ -148,7 +156,15 @@ _SAMPLES = {
 }
 """By the mode that is decoded to."""
 
-_CONVERSIONS = {"1": "L", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
+_CONVERSIONS = {
+    "1": "L",
+    "La": "LA",
+    "RGBa": "RGBA",
+    "RGBX": "RGB",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+    "HSV": "RGB",
+}
 _CONVERSIONS |= {"I;16B": "I;16", "I;16L": "I;16", "I;16N": "I;16", "PA": "RGBA"}
 
 
@@ -180,13 +196,17 @@ def _read_header(path: str, file: BinaryIO) -> _Header:
     except UnidentifiedImageError as error:
         raise UnsupportedFormatError(f"{path}: {error}") from error
     except Exception as error:  # a plugin's parser on damaged bytes
-        raise CorruptImageError(path, f"its header cannot be read: {type(error).__name__}: {error}") from error
+        raise CorruptImageError(
+            path, f"its header cannot be read: {type(error).__name__}: {error}"
+        ) from error
     if header.target not in _SAMPLES:
         raise UnsupportedFormatError(f"{path}: Pillow's mode {header.mode!r} is not supported")
     if min(header.size) < 1:
         raise CorruptImageError(path, f"impossible size: {header.size[0]} x {header.size[1]}")
     if header.format == "TIFF" and header.frames > 1:
-        raise UnsupportedFormatError(f"{path}: a TIFF of {header.frames} pages, of which Pillow shows the first only")
+        raise UnsupportedFormatError(
+            f"{path}: a TIFF of {header.frames} pages, of which Pillow shows the first only"
+        )
     return header
 
 

@@ -166,8 +166,10 @@ class Trainer:
         order = random.permutation(len(examples))
         totals: dict[str, float] = {}
         seen, errors = 0, {}
-        for batch in np.array_split(order, -(-len(order) // self.config.batch_size)):
-            metrics, failed, count = self._step(stage, [examples[i] for i in batch], random, generator)
+        batches = np.array_split(order, -(-len(order) // self.config.batch_size))
+        for step, batch in enumerate(batches):
+            progress = (epoch + step / len(batches)) / self.epochs[number]
+            metrics, failed, count = self._step(stage, [examples[i] for i in batch], random, generator, progress)
             errors.update(failed)
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value * count
@@ -185,7 +187,12 @@ class Trainer:
             self.on_epoch(report)
 
     def _step(
-        self, stage: Stage, batch: Sequence[Example], random: np.random.Generator, generator: torch.Generator
+        self,
+        stage: Stage,
+        batch: Sequence[Example],
+        random: np.random.Generator,
+        generator: torch.Generator,
+        progress: float,
     ) -> tuple[dict[str, float], dict[str, PyramidError], int]:
         """One optimiser step; returns metrics, what could not be read, and how many images could."""
         config = self.config
@@ -199,7 +206,9 @@ class Trainer:
                 labels.append(example.label)
         if not views:
             return {}, errors, 0
-        loss, metrics, trace = stage.objective(self.model, views, torch.tensor(labels), generator)
+        loss, metrics, trace = stage.objective(
+            self.model, views, torch.tensor(labels), generator, progress
+        )
         errors |= {
             trace_image.path: error
             for trace_image, error in zip(_repeat(views, trace.images), trace.errors, strict=True)

@@ -1,0 +1,93 @@
+"""The house rules: floors import downwards only, nothing hides in a function, and light commands stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "pyrtrav"
+
+FLOORS = [
+    ["errors", "geometry", "cost", "files", "config", "tree"],
+    ["pyramid"],
+    ["explain", "explanation", "formats", "doctor"],
+    ["selection", "trace", "sampling"],
+    ["encoders", "policy_gradient"],
+    ["traversal"],
+    ["methods"],
+    ["model_file", "predict"],
+    ["training", "cohort"],
+    ["cli"],
+]
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def package_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    return parts[0].removesuffix(".py")
+
+
+def own_imports(tree: ast.AST) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pyrtrav"):
+            # `from pyrtrav import explanation` names a module in its names.
+            found.extend([node.module] if "." in node.module else [f"pyrtrav.{a.name}" for a in node.names])
+        elif isinstance(node, ast.Import):
+            found.extend(alias.name for alias in node.names if alias.name.startswith("pyrtrav"))
+    return [name for name in found if "__" not in name]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_downwards_and_stand_at_the_top(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    own = package_of(path)
+    if own == "__init__":
+        return  # its lazy names reach everywhere
+    for name in own_imports(tree):
+        other = name.split(".")[1]
+        if other != own:
+            assert FLOOR_OF[other] <= FLOOR_OF[own], f"{own} (floor {FLOOR_OF[own]}) imports {name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert not own_imports(ast.Module(node.body, [])), f"{path.name}: {node.name} hides an import of ours"
+
+
+def test_no_cycle_inside_a_package() -> None:
+    graph = {}
+    for path in modules():
+        name = "pyrtrav." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        graph[name.removesuffix(".__init__")] = {n for n in own_imports(ast.parse(path.read_text()))}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join([*above, name])
+        if name in done or name not in graph or name == "pyrtrav":
+            return
+        for other in graph[name]:
+            visit(other, (*above, name))
+        done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pyrtrav",
+        "import pyrtrav; pyrtrav.open_pyramid; pyrtrav.ParseTree",
+        "import pyrtrav.explanation",
+        "import sys; sys.argv = ['pyrtrav', '--help']; from pyrtrav.cli.app import app; app(standalone_mode=False)",
+    ],
+)
+def test_light_things_do_not_import_torch(code: str) -> None:
+    check = f"{code}\nimport sys; assert 'torch' not in sys.modules, 'torch was imported'"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
