@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
 from pyrtrav.cli import options as o
 from pyrtrav.cli.render import note, progress, size, stderr, stdout, table, warn
 
@@ -22,10 +21,13 @@ def classify(
     mpp: o.Mpp = None,
     device: o.Device = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="Write a record for every image: .jsonl (as they come), .csv or .parquet.")
+        Path | None,
+        typer.Option(help="Write a record for every image: .jsonl (as they come), .csv or .parquet."),
     ] = None,
     save_trees: Annotated[Path | None, typer.Option(help="Folder for the parse tree of every image.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Skip what --out holds already; try failures again.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Skip what --out holds already; try failures again.")
+    ] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -53,7 +55,12 @@ def classify(
     if results is not None:
         results.finish()
     if not as_json:
-        stdout.print(table(("image", "label", "probability", "looks", "tiles", "of", "read", "seconds"), map(_row, records)))
+        stdout.print(
+            table(
+                ("image", "label", "probability", "looks", "tiles", "of", "read", "seconds"),
+                map(_row, records),
+            )
+        )
     _report(records, quiet)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
 from pyrtrav.cli import options as o
 from pyrtrav.cli.render import stdout, table
 
@@ -22,11 +21,10 @@ def doctor(
     from pyrtrav import doctor as examiner
 
     if image is not None:
-        checks, formats = tuple(examiner.check_file(image)), ()
-        status = examiner.worst([check.status for check in checks])
+        report = examiner.Report(tuple(examiner.check_file(image)), ())
     else:
         report = examiner.diagnose()
-        checks, formats, status = report.checks, report.formats, report.status
+    checks, formats, status = report.checks, report.formats, report.status
     if as_json:
         found = {"checks": checks, "formats": formats}
         plain = {name: [dataclasses.asdict(item) for item in items] for name, items in found.items()}
@@ -35,7 +33,7 @@ def doctor(
         rows = [(check.name, check.found, check.status, check.advice or "") for check in checks]
         stdout.print(table(("", "found", "status", "what to do"), rows))
         if formats:
-            rows = [(f.name, f.backend, ", ".join(f.missing) or "opens") for f in formats]
+            rows = [(f.name, f.backend, f.missing or "opens") for f in formats]
             stdout.print(table(("format", "backend", "status"), rows))
     if status == "problem":
         raise typer.Exit(1)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
 from pyrtrav.cli import options as o
 from pyrtrav.cli.render import note, pairs, size, stdout, warn
 
@@ -66,9 +65,15 @@ def explain(
             [
                 ("image", found.record["image"]),
                 ("prediction", f"{found.label} ({found.probability:.3f})"),
-                ("by depth", ", ".join(f"{level['depth']}: {level['label']}" for level in found.record["levels"])),
+                (
+                    "by depth",
+                    ", ".join(f"{level['depth']}: {level['label']}" for level in found.record["levels"]),
+                ),
                 ("looks", f"{cost['fixations']}, to depth {max(node.depth for node in found.nodes)}"),
-                ("tiles", f"{cost['tiles_distinct']:,} of {cost['tiles_total']:,}, {size(cost['bytes_read'])} read"),
+                (
+                    "tiles",
+                    f"{cost['tiles_distinct']:,} of {cost['tiles_total']:,}, {size(cost['bytes_read'])} read",
+                ),
                 *((name, path) for name, path in written.items()),
             ]
         )

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
 from pyrtrav.cli import options as o
 from pyrtrav.cli.render import pairs, stdout, table
 
@@ -21,7 +20,7 @@ def info(
     Example: pyrtrav info slide.svs
     """
     from pyrtrav.pyramid import open_pyramid
-    from pyrtrav.pyramid.cost import looking_costs
+    from pyrtrav.pyramid.costs import looking_costs
     from pyrtrav.pyramid.inspect import describe
 
     with open_pyramid(image, mpp=mpp) as pyramid:
@@ -39,7 +38,10 @@ def info(
                 ("backend", described["backend"]),
                 ("size", f"{described['width']:,} x {described['height']:,} px"),
                 ("mpp", mpp_text),
-                ("bounds", f"x {bounds['x']:g}, y {bounds['y']:g}, {bounds['width']:g} x {bounds['height']:g}"),
+                (
+                    "bounds",
+                    f"x {bounds['x']:g}, y {bounds['y']:g}, {bounds['width']:g} x {bounds['height']:g}",
+                ),
                 ("background", ", ".join(map(str, described["background"]))),
             ]
         )

@@ -23,16 +23,12 @@ Tau = Annotated[
     float | None,
     typer.Option(help="Probability above which a cell is attended (0 to 1).", rich_help_panel=_PANEL),
 ]
-K = Annotated[
-    int | None, typer.Option("--k", help="Cells attended in each grid, with topk.", rich_help_panel=_PANEL)
-]
+K = Annotated[int | None, typer.Option("--k", help="Cells attended in each grid, with topk.", rich_help_panel=_PANEL)]
 Budget = Annotated[
     int | None,
     typer.Option(help="Looks allowed for an image, the first glance included.", rich_help_panel=_PANEL),
 ]
-Depth = Annotated[
-    int | None, typer.Option(help="Greatest depth (0 is the glance alone).", rich_help_panel=_PANEL)
-]
+Depth = Annotated[int | None, typer.Option(help="Greatest depth (0 is the glance alone).", rich_help_panel=_PANEL)]
 Seed = Annotated[int, typer.Option(help="Seed of the draws of --select sample.", rich_help_panel=_PANEL)]
 Mpp = Annotated[
     float | None,

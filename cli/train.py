@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
 from pyrtrav.cli import options as o
 from pyrtrav.cli.render import note, pairs, progress, stderr, stdout, warn
 

@@ -179,5 +179,3 @@ def _keep(path: str, outcome: Outcome, out: ResultFile | None, save_trees: str |
         outcome.tree.save(tree_path(save_trees, path))
     if out is not None:
         out.add(outcome.record)
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 @cache
-def _adapter(config: type[Any]) -> pydantic.TypeAdapter[Any]:
+def _adapter(config: Hashable) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(config)
 
 

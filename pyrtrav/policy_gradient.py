@@ -11,9 +11,7 @@ from torch import Tensor
 BASELINE_DECAY = 0.9
 
 
-def reinforce(
-    log_prob: Float[Tensor, " image"], reward: Float[Tensor, " image"], baseline: float
-) -> Float[Tensor, ""]:
+def reinforce(log_prob: Float[Tensor, " image"], reward: Float[Tensor, " image"], baseline: float) -> Float[Tensor, ""]:
     """Return the surrogate whose gradient is the second term of (1): mean of (reward - b) * grad log p(l | x)."""
     return ((reward.detach() - baseline) * log_prob).mean()
 
@@ -50,8 +48,6 @@ def probability_for(c_t: float, cells: int, depth: int) -> float:
     return high
 
 
-def log_likelihood(
-    logits: Float[Tensor, "image label"], target: torch.Tensor
-) -> Float[Tensor, " image"]:
+def log_likelihood(logits: Float[Tensor, "image label"], target: torch.Tensor) -> Float[Tensor, " image"]:
     """Return log p(y | l, x) of the true labels."""
     return torch.log_softmax(logits, dim=1).gather(1, target[:, None])[:, 0]

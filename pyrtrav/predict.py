@@ -12,8 +12,9 @@ from pyrtrav import __version__
 from pyrtrav.errors import ConfigError, PyrtravError
 from pyrtrav.geometry import root_region
 from pyrtrav.methods import find_method
-from pyrtrav.model_file import LoadedModel, load_model
+from pyrtrav.model_file import LoadedModel, ModelCard, load_model
 from pyrtrav.pyramid import Pyramid, open_pyramid
+from pyrtrav.pyramid.costs import check_glance
 from pyrtrav.pyramid.inspect import fingerprint
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
@@ -58,7 +59,8 @@ class Predictor:
         self.model = self.loaded.model.to(self.device).eval()
 
     @property
-    def card(self) -> Any:
+    def card(self) -> ModelCard:
+        """What the model file says of itself."""
         return self.loaded.card
 
     def settings(
@@ -107,7 +109,13 @@ class Predictor:
     def open(self, path: str | os.PathLike[str], *, mpp: float | None = None) -> Pyramid:
         """Open an image with the channels and the window that the model wants."""
         card = self.loaded.card
-        return open_pyramid(path, mpp=mpp, channels=card.chosen or card.channels, window=card.window)
+        image = open_pyramid(path, mpp=mpp, channels=card.chosen or card.channels, window=card.window)
+        try:
+            check_glance(image, self.model.encoder.base_resolution)
+        except PyrtravError:
+            image.close()
+            raise
+        return image
 
     def predict(
         self,
@@ -289,5 +297,3 @@ def _pixel_rule(image: Pyramid) -> dict[str, Any]:
         "chosen": list(rule.chosen) if rule.chosen else None,
         "window": list(rule.window) if rule.window else None,
     }
-
-

@@ -117,9 +117,7 @@ class Trace:
 
     def cell_place(self) -> Ints:
         """One number for every distinct (image, depth, row, column) that an edge could lead to, on the edge axis."""
-        return place(
-            self.image[self.parent], self.depth[self.parent] + 1, self.cell_row, self.cell_column
-        )
+        return place(self.image[self.parent], self.depth[self.parent] + 1, self.cell_row, self.cell_column)
 
     def fixation_place(self) -> Ints:
         """The same number for every fixation."""

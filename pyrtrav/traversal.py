@@ -202,9 +202,7 @@ class Traversal(nn.Module):
         probability = torch.sigmoid(logit.detach()).cpu().numpy().astype(np.float64)
         draws = _draw(trace, parents, cell, generator) if settings.select == "sample" else None
         eligible = eligible_edges(settings, probability, trace.depth[parents], parents, cell, draws)
-        trace.add_edges(
-            parents, cell, column[inside], row[inside], region[inside], logit, probability, eligible
-        )
+        trace.add_edges(parents, cell, column[inside], row[inside], region[inside], logit, probability, eligible)
 
     def _cells(self, trace: Trace, parents: Ints, cell: Ints) -> tuple[Ints, Ints, Floats]:
         """Lattice positions and regions (edge axis) of cells; on a lattice they come from the root, so equal is equal."""
@@ -258,7 +256,12 @@ class Traversal(nn.Module):
         left = settings.allowed - np.bincount(trace.image, minlength=trace.images)
         whole = (fresh <= left) & (settings.budget is None)
         chosen = [pending[whole[image]]]
-        natural = [image[whole[image]], trace.cell_row[chosen[0]], trace.cell_column[chosen[0]], trace.parent[chosen[0]]]
+        natural = [
+            image[whole[image]],
+            trace.cell_row[chosen[0]],
+            trace.cell_column[chosen[0]],
+            trace.parent[chosen[0]],
+        ]
         chosen[0] = chosen[0][np.lexsort(natural[::-1])]
         if not whole[image].all():
             score = trace.scores()
@@ -350,5 +353,3 @@ def _draw(trace: Trace, parents: Ints, cell: Ints, generator: Generators | None)
 def _note_errors(trace: Trace, errors: dict[int, PyramidError]) -> None:
     for image, error in errors.items():
         trace.errors[image] = trace.errors[image] or error
-
-

@@ -12,7 +12,9 @@ class SmallEncoder(Encoder):
     """One convolution over a patch of 4 x 4 pixels."""
 
     def __init__(self, vector_size: int = 5) -> None:
-        super().__init__(channels=1, base_resolution=4, vector_size=vector_size, map_size=(2, 2), map_channels=vector_size)
+        super().__init__(
+            channels=1, base_resolution=4, vector_size=vector_size, map_size=(2, 2), map_channels=vector_size
+        )
         self.conv = nn.Conv2d(1, vector_size, 2, stride=2)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:

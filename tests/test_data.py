@@ -213,9 +213,7 @@ class TestTables:
         dataset = load_dataset(table)
         assert dataset.classes == ("cat", "dog, small")
         assert list(places(dataset)) == ["0.png", "1.png", "2.png", "3.png"]
-        assert [example.source for example in dataset.examples] == [
-            f"{table}:{line}" for line in (2, 4, 5, 6)
-        ]
+        assert [example.source for example in dataset.examples] == [f"{table}:{line}" for line in (2, 4, 5, 6)]
         assert dataset.warnings == ()
 
     def test_paths_may_be_absolute_or_lead_elsewhere(self, tmp_path):
@@ -543,9 +541,7 @@ class TestImagesOfManyFiles:
         dataset = load_dataset(tmp_path)
         assert list(places(dataset)) == ["0.mrxs", "1.mrxs", "2.mrxs", "3.mrxs"]
         assert dataset.classes == ("a", "b")
-        assert dataset.warnings == (
-            f"{tmp_path}: left out, as they lie outside the class folders: 1 (loose.mrxs)",
-        )
+        assert dataset.warnings == (f"{tmp_path}: left out, as they lie outside the class folders: 1 (loose.mrxs)",)
 
     def test_the_content_of_a_mirax_slide_is_in_its_folder(self, tmp_path):
         for label, number in (("a", 0), ("a", 1), ("b", 2), ("b", 3)):

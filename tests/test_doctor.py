@@ -111,9 +111,7 @@ class TestInstallation:
         check = by_name(report.checks)["OpenSlide library"]
         assert check.status == "problem"
         assert "cannot be loaded" in check.found
-        assert [format.missing is not None for format in report.formats if format.backend == "slide"] == [
-            True
-        ]
+        assert [format.missing is not None for format in report.formats if format.backend == "slide"] == [True]
 
     def test_no_torch(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch", None)

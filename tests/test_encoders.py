@@ -196,9 +196,7 @@ class TestEveryEncoder:
         for seed in (3, 3, 4):
             torch.manual_seed(seed)
             states.append(build_encoder(name).state_dict())
-        same, other = (
-            all(torch.equal(states[0][key], state[key]) for key in states[0]) for state in states[1:]
-        )
+        same, other = (all(torch.equal(states[0][key], state[key]) for key in states[0]) for state in states[1:])
         assert same
         assert not other
 
@@ -306,9 +304,7 @@ class TestBuilding:
             build_encoder("residul")
 
     def test_unknown_option_suggests_the_nearest(self):
-        with pytest.raises(
-            ConfigError, match="unknown option 'width' of encoder residual; did you mean 'widths'"
-        ):
+        with pytest.raises(ConfigError, match="unknown option 'width' of encoder residual; did you mean 'widths'"):
             build_encoder("residual", width=(1, 2))
 
     @every_encoder

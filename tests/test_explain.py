@@ -68,9 +68,7 @@ def look(number: int, depth: int, region: Region, *, base: int = BASE, score: fl
     return Node(number, (), depth, depth, region, region.width / base, score, None, ())
 
 
-def grown_tree(
-    pyramid: Pyramid, depth: int, seed: int = 0, *, keep: float = 0.4, most: int = 120
-) -> ParseTree:
+def grown_tree(pyramid: Pyramid, depth: int, seed: int = 0, *, keep: float = 0.4, most: int = 120) -> ParseTree:
     """A plausible tree of the half-overlapping grid: a cell is attended with probability ``keep``."""
     rng, grid = np.random.default_rng(seed), Grid()
     root = root_region(pyramid.bounds, BASE)
@@ -213,9 +211,7 @@ def test_small_image_is_enlarged_after_reading(monkeypatch: pytest.MonkeyPatch) 
     assert picture.width > 600
 
 
-def test_thumbnail_of_a_gap_between_levels_is_affordable(
-    slide: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_thumbnail_of_a_gap_between_levels_is_affordable(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame, "MAX_THUMBNAIL_PIXELS", 1024 * 768 // 2)
     with open_pyramid(slide) as pyramid:
         draw_overlay(grown_tree(pyramid, 1), pyramid, width=1000)
@@ -292,9 +288,7 @@ def test_bounds_are_the_picture(slide: Path) -> None:
 
 
 @pytest.mark.parametrize("draw", [draw_overlay, draw_foveated])
-@pytest.mark.parametrize(
-    ("width", "height"), [(1, 100_000), (100_000, 1), (1, 1), (3, 2), (40, 3000), (500, 500)]
-)
+@pytest.mark.parametrize(("width", "height"), [(1, 100_000), (100_000, 1), (1, 1), (3, 2), (40, 3000), (500, 500)])
 def test_any_shape_gives_a_picture_of_sensible_size(draw: Any, width: int, height: int) -> None:
     pyramid = ArrayPyramid(np.full((height, width, 3), 128, np.uint8), mpp=0.5)
     picture = draw(grown_tree(pyramid, 2), pyramid)
@@ -327,9 +321,7 @@ def test_gray_dark_field(draw: Any) -> None:
 @pytest.mark.parametrize("draw", [draw_overlay, draw_foveated])
 def test_other_image_and_impossible_width_are_refused(draw: Any, plain: Pyramid) -> None:
     tree = as_tree(plain, [look(0, 0, root_region(plain.bounds, BASE))])
-    with pytest.raises(
-        ConfigError, match=r"10 x 10 px, but the tree is of an image of 1000 x 800 px \(slide.svs"
-    ):
+    with pytest.raises(ConfigError, match=r"10 x 10 px, but the tree is of an image of 1000 x 800 px \(slide.svs"):
         draw(tree, ArrayPyramid(noise(10, 10)))
     for width in (0, 99, 10**6):
         with pytest.raises(ConfigError, match="px wide"):

@@ -67,7 +67,9 @@ def test_batches_change_nothing(options: dict[str, object], shared: bool) -> Non
         torch.testing.assert_close(model.believe(again, 2), logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [o for o in SELECTIONS if o["select"] in ("threshold", "topk", "all") and "budget" not in o])
+@pytest.mark.parametrize(
+    "options", [o for o in SELECTIONS if o["select"] in ("threshold", "topk", "all") and "budget" not in o]
+)
 def test_sharing_changes_nothing_but_the_cost(options: dict[str, object]) -> None:
     """Under a deterministic selection a cell of two parents looks and decides the same twice."""
     model = make_model()
@@ -80,9 +82,7 @@ def test_sharing_changes_nothing_but_the_cost(options: dict[str, object]) -> Non
     assert len(shared.image) < len(tree.image)
 
 
-@given(
-    budget=st.integers(1, 40), more=st.integers(1, 20), beam=st.integers(1, 20), seed=st.integers(0, 5)
-)
+@given(budget=st.integers(1, 40), more=st.integers(1, 20), beam=st.integers(1, 20), seed=st.integers(0, 5))
 @settings(max_examples=12, deadline=None)
 def test_a_budget_is_kept_and_a_smaller_one_is_a_prefix(budget: int, more: int, beam: int, seed: int) -> None:
     model = make_model(seed)

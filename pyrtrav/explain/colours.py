@@ -53,9 +53,7 @@ class ScoreScale:
         if not largest > 0 or not math.isfinite(largest):
             return cls(1.0, 0.2)
         power = 10.0 ** math.floor(math.log10(largest))
-        factor, ticks = next(
-            (factor, ticks) for factor, ticks in _LIMITS if largest <= factor * power * (1 + 1e-9)
-        )
+        factor, ticks = next((factor, ticks) for factor, ticks in _LIMITS if largest <= factor * power * (1 + 1e-9))
         return cls(factor * power, factor * power / ticks)
 
     def position(self, score: float) -> float:

@@ -72,9 +72,7 @@ def draw_foveated(tree: ParseTree, pyramid: Pyramid, *, width: int = 1600) -> Im
     return _with_footer(canvas, tree, frame, everything=bool(seen.all()))
 
 
-def save_foveated(
-    tree: ParseTree, pyramid: Pyramid, path: str | os.PathLike[str], *, width: int = 1600
-) -> None:
+def save_foveated(tree: ParseTree, pyramid: Pyramid, path: str | os.PathLike[str], *, width: int = 1600) -> None:
     """Write ``draw_foveated`` as a PNG, whole or not at all.
 
     Raises:
@@ -113,9 +111,7 @@ def _pieces(node: Node, bounds: Region) -> Iterator[_Piece]:
     for top in range(0, rows, PIECE):
         for left in range(0, columns, PIECE):
             size = min(PIECE, columns - left), min(PIECE, rows - top)
-            block = Region(
-                region.x + left * step_x, region.y + top * step_y, size[0] * step_x, size[1] * step_y
-            )
+            block = Region(region.x + left * step_x, region.y + top * step_y, size[0] * step_x, size[1] * step_y)
             if block.intersects(bounds):
                 yield _Piece(block, size)
 
@@ -155,9 +151,7 @@ def _with_footer(canvas: Image.Image, tree: ParseTree, frame: Frame, *, everythi
     resolution = f"resolution as seen by the model: {downsample_text(tree.nodes)}"
     lines = [(title(tree, large, room), large, INK), (resolution, small, FAINT_INK)]
     if min(node.downsample for node in tree.nodes) < frame.downsample * (1 - 1e-9):
-        lines.append(
-            (f"picture: {factor_text(frame.downsample)}, finer looks are shown at that", small, FAINT_INK)
-        )
+        lines.append((f"picture: {factor_text(frame.downsample)}, finer looks are shown at that", small, FAINT_INK))
     if not everything:
         lines.append(("gray: not looked at", small, FAINT_INK))
     lines.append((cost_text(tree), small, FAINT_INK))

@@ -46,9 +46,7 @@ def draw_overlay(tree: ParseTree, pyramid: Pyramid, *, width: int = 1200) -> Ima
     return compose(canvas.convert("RGB"), tree, frame, lines, scale if coloured else None)
 
 
-def save_overlay(
-    tree: ParseTree, pyramid: Pyramid, path: str | os.PathLike[str], *, width: int = 1200
-) -> None:
+def save_overlay(tree: ParseTree, pyramid: Pyramid, path: str | os.PathLike[str], *, width: int = 1200) -> None:
     """Write ``draw_overlay`` as a PNG, whole or not at all.
 
     Raises:

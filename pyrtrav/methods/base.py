@@ -113,9 +113,7 @@ def nodes_of(trace: Trace, image: int, base_resolution: int, grid_cells: int) ->
         child = int(trace.child[edge])
         cell = int(trace.cell[edge])
         node = number[child] if child >= 0 else None
-        cells[parent].append(
-            Cell(cell % grid_cells, cell // grid_cells, float(trace.probability[edge]), node)
-        )
+        cells[parent].append(Cell(cell % grid_cells, cell // grid_cells, float(trace.probability[edge]), node))
         if node is not None:
             parents[node].append(parent)
     return tuple(

@@ -67,6 +67,6 @@ def _from_array(pixels: NDArray[Any], options: dict[str, Any]) -> ArrayPyramid:
 
 
 def halve(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the mean of every 2 x 2 pixels, halves rounded up; an odd last row or column has fewer to average."""
+    """Return the mean of every 2 x 2 pixels, halves rounded up; an odd last row or column has fewer."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     return np.asarray(image.reduce(2)).reshape(-(-pixels.shape[0] // 2), -(-pixels.shape[1] // 2), -1)

@@ -1,4 +1,7 @@
-"""One open image: levels, and reading by region and size. A backend writes how it opens and how it decodes one tile."""
+"""One open image: levels, and reading by region and size.
+
+A backend writes how it opens and how it decodes one tile.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,9 @@ class Pyramid(ABC):
         self._open_here()
         self.cost.tiles_total = self.tiles_total
         white = self._stored_background()
-        background = white if count == 3 else tuple(int(round(v)) for v in luma(np.array([white], float))[0])
+        background = (
+            white if count == 3 else tuple(round(float(v)) for v in luma(np.array([white], float))[0])
+        )
         samples = self.samples
         self.pixel_rule = PixelRule(samples, count, chosen, window or samples.window, background)
         self.pixel_rule.check(self.path)
@@ -86,7 +91,7 @@ class Pyramid(ABC):
 
     @abstractmethod
     def _open(self) -> None:
-        """Open ``self.path`` and set levels, mpp, bounds, properties, samples; raise PyramidError where it cannot."""
+        """Open ``self.path``; set levels, mpp, bounds, properties, samples; else raise PyramidError."""
 
     @abstractmethod
     def _decode_tile(self, level: int, column: int, row: int) -> RawTile | None:
@@ -140,7 +145,7 @@ class Pyramid(ABC):
                     self._close()
 
     def close(self) -> None:
-        """Give back file handles; reading afterwards is an error. Reads under way in other threads end first."""
+        """Give back file handles; reading afterwards is an error. Reads under way end first."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -186,7 +191,7 @@ class Pyramid(ABC):
     # Reading.
 
     def level_for(self, region: Region, size: tuple[int, int]) -> Level:
-        """Return the coarsest stored level that gives the region at ``size`` (width, height) without upsampling."""
+        """Return the coarsest level that gives the region at ``size`` (width, height) without upsampling."""
         wanted_x, wanted_y = region.width / size[0], region.height / size[1]
         fine_enough = [
             level
@@ -222,7 +227,8 @@ class Pyramid(ABC):
     ) -> Patches:
         """Return a patch for every region; each stored tile that they touch is decoded once, in file order.
 
-        A region whose tile cannot be decoded has its error in ``errors`` and undefined pixels; the others are read.
+        A region whose tile cannot be decoded has its error in ``errors`` and undefined pixels; the others are
+        read.
         """
         width, height = size if isinstance(size, tuple) else (size, size)
         if width < 1 or height < 1:
@@ -261,7 +267,7 @@ class Pyramid(ABC):
         return request_of(index, region, size, self.level_for(region, size), (self.width, self.height))
 
     def _tile(self, key: Key) -> Tile | None:
-        """One tile as model pixels, from the cache or decoded and counted; None where it is declared empty."""
+        """One tile as model pixels, cached or decoded and counted; None where it is declared empty."""
         cached = self._cache.get((self._token, key))
         if cached is not None:
             with self._lock:
@@ -280,7 +286,7 @@ class Pyramid(ABC):
             raw = self._decode_tile(*key)
         except PyramidError:
             raise
-        except Exception as error:  # codecs and parsers raise whatever damaged bytes lead them to
+        except Exception as error:  # codecs raise whatever damaged bytes lead them to
             level, column, row = key
             reason = f"{type(error).__name__}: {str(error)[:200]}"
             raise CorruptImageError(self.path, reason, level=level, column=column, row=row) from error
@@ -303,7 +309,7 @@ class Pyramid(ABC):
         self.cost.tiles_distinct = len(self._distinct)
 
     def _percentile_window(self) -> Window | None:
-        """The 0.1 to 99.9 percentiles of the coarsest level, counted in the cost; None where that is too large."""
+        """Percentiles of the coarsest level, counted in the cost; None where that is too large."""
         level = self.levels[-1]
         if level.width * level.height > MAX_WINDOW_PIXELS:
             return None

@@ -20,8 +20,8 @@ _RUN_BYTES = 16 << 20
 # Patch pixels that are averaged together (24 bytes each).
 _CANVAS_PIXELS = 1 << 20
 
-# A position this close to a whole pixel is that pixel: float noise (1e-10 at coordinates of a million) must neither
-# decode one more tile nor turn a copy into an average.
+# A position this close to a whole pixel is that pixel: float noise (1e-10 at coordinates of a million) must
+# neither decode one more tile nor turn a copy into an average.
 _SNAP = 1e-6
 
 
@@ -76,7 +76,7 @@ class _Canvas:
 
 
 class Batch:
-    """The plan of one call. Work flows key by key: ``parts`` (in any thread), then ``add`` (in the caller's)."""
+    """The plan of one call. Tile by tile: ``parts`` (in any thread), then ``add`` (in the caller's)."""
 
     def __init__(self, requests: Sequence[Request], background: tuple[int, ...], patches: Patches) -> None:
         self._patches, self._background = patches, background
@@ -127,7 +127,7 @@ class Batch:
         return parts
 
     def add(self, key: Key, parts: list[Part | None] | PyramidError) -> None:
-        """Add what ``parts`` returned, or note that the tile cannot be had, and finish what waits for no other."""
+        """Add what ``parts`` returned, or note the error, and finish what waits for no other tile."""
         touching = self.plan.pop(key)
         canvases = _distinct(touching)
         if isinstance(parts, PyramidError):
@@ -145,7 +145,7 @@ class Batch:
 def request_of(
     index: int, region: Region, size: tuple[int, int], level: Level, whole: tuple[int, int]
 ) -> Request:
-    """Return where a region lies in a level, by the per-axis ratio of the level's size and the image's ``whole``."""
+    """Return where a region lies in a level, by the ratio per axis of its size and the image's ``whole``."""
     left, step_x = _axis(region.x, region.width, level.width / whole[0], size[0])
     top, step_y = _axis(region.y, region.height, level.height / whole[1], size[1])
     return Request(index, level, Box(left, top, step_x, step_y))
@@ -176,8 +176,8 @@ def _plan(requests: Sequence[Request], size: tuple[int, int]) -> dict[Key, list[
         rows = _tile_range(top, bottom, level.tile_height, level.height)
         if len(columns) * len(rows) + len(wanted) > MAX_TILES:
             raise RegionError(
-                f"reading touches {len(columns) * len(rows):,} tiles of {level.width} x {level.height} pixels at once "
-                f"(the limit is {MAX_TILES:,}); the image lacks coarser levels: make a pyramid with `pyrtrav convert`"
+                f"reading touches {len(columns) * len(rows):,} tiles of a level of {level.width} x "
+                f"{level.height} at once (the limit is {MAX_TILES:,}); make coarser levels with `pyrtrav convert`"
             )
         for row in rows:
             for column in columns:
@@ -196,7 +196,8 @@ def _tile_range(first: float, last: float, tile: int, limit: int) -> range:
 def _canvases(requests: Sequence[Request], size: tuple[int, int]) -> Iterator[_Canvas]:
     """Requests that are averaged on one lattice share a canvas where that is less work; others have one each.
 
-    The cells of one depth overlap by half, so that on their own most of the averaging would be done four times.
+    The cells of one depth overlap by half, so that on their own most of the averaging would be done four
+    times.
     """
     block = max(1, int(_CANVAS_PIXELS**0.5) // max(size) - 1) * max(size)
     groups: dict[tuple[float, ...], list[Request]] = {}
@@ -221,6 +222,6 @@ def _canvases(requests: Sequence[Request], size: tuple[int, int]) -> Iterator[_C
 
 
 def _lattice(position: float, step: float) -> tuple[int, float]:
-    """How many whole steps a position is from 0, and the rest as a fraction of a step, free of float noise."""
+    """How many whole steps a position is from 0, and the rest as a fraction, free of float noise."""
     steps = math.floor(position / step + _SNAP)
     return steps, round(position / step - steps, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyrtrav.errors import UnsupportedFormatError
 from pyrtrav.geometry import Grid, Region, halvings, root_region
 from pyrtrav.pyramid.base import Level, Pyramid
 
@@ -65,3 +66,14 @@ def _cells_with_image(grid: Grid, root: Region, bounds: Region, depth: int) -> i
         columns += cell.x < bounds.right and cell.right > bounds.x
         rows += cell.y < bounds.bottom and cell.bottom > bounds.y
     return columns * rows
+
+
+def check_glance(pyramid: Pyramid, base_resolution: int) -> None:
+    """Raise UnsupportedFormatError where the first look alone would decode more than MAX_GLANCE_PIXELS."""
+    pixels = glance_pixels(pyramid, base_resolution)
+    if pixels > MAX_GLANCE_PIXELS:
+        raise UnsupportedFormatError(
+            f"{pyramid.path}: a first look at it decodes {pixels / 1e6:,.0f} Mpx (the limit is "
+            f"{MAX_GLANCE_PIXELS / 1e6:,.0f}), because it has no coarse levels; "
+            "make a pyramid of it with `pyrtrav convert`"
+        )

@@ -1,4 +1,4 @@
-"""About images without reading their pixels: what they are, whether they are the same, what belongs to them."""
+"""Images without their pixels: what they are, whether they are the same, what belongs to them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _DICOM_MAGIC = slice(128, 132)
 def fingerprint(path: str | os.PathLike[str]) -> str:
     """Return a hexadecimal name for an image's content that costs two small reads a file.
 
-    SHA-256 over size, modification time and the first and last 64 KiB; over all files, sorted, where an image is a
-    folder or several files.
+    SHA-256 over size, modification time and the first and last 64 KiB; over all files, sorted, where an image
+    is a folder or several files.
 
     Raises:
         PyramidError: a file is missing or cannot be read.

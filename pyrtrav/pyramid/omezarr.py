@@ -1,8 +1,8 @@
 """OME-Zarr (OME-NGFF) 0.1 to 0.5: zarr format 2 and 3, sharded too, in a folder or a zip file.
 
-The first point in time and the first focal plane are read; the axis ``c`` gives the samples. A tile is what one chunk
-covers in y and x. A chunk that is not stored is declared empty; where only some channels' are missing, those hold the
-fill value. Of many channels only those that the model sees are read.
+The first point in time and the first focal plane are read; the axis ``c`` gives the samples. A tile is what
+one chunk covers in y and x. A chunk that is not stored is declared empty; where only some channels' are
+missing, those hold the fill value. Of many channels only those that the model sees are read.
 """
 
 from __future__ import annotations
@@ -89,9 +89,12 @@ class OmeZarrPyramid(Pyramid):
         """Of a folder also what lies directly in it: chunks are not looked at, metadata and levels are."""
         identity = super()._file_identity()
         if os.path.isdir(self.path):
-            with os.scandir(self.path) as entries:
-                stats = sorted((entry.name, entry.stat()) for entry in entries if entry.name != ".DS_Store")
-            identity += tuple(number for _, stat in stats for number in (stat.st_size, stat.st_mtime_ns))
+            try:
+                with os.scandir(self.path) as entries:
+                    stats = [entry.stat() for entry in sorted(entries, key=lambda entry: entry.name)]
+            except OSError as error:
+                raise PyramidError(f"{self.path}: {error.strerror or error}") from error
+            identity += tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
         return identity
 
     def _open_multiscale(self, store: Store) -> None:
@@ -130,7 +133,7 @@ class OmeZarrPyramid(Pyramid):
         first = self._arrays[0]
         self._channel_axis = self._axes.index("c") if "c" in self._axes else None
         colors = 1 if self._channel_axis is None else first.shape[self._channel_axis]
-        count, chosen = check_channels(self._options["channels"])
+        _, chosen = check_channels(self._options["channels"])
         self._wanted = chosen or ((0, 1, 2) if colors >= 3 else tuple(range(colors)))
         window = _omero_window(omero, self._wanted) if first.dtype.itemsize > 1 else None
         self.samples = Samples(colors, first.dtype, "none", window)
@@ -231,7 +234,7 @@ def _level(path: str, index: int, array: ZarrArray, first: ZarrArray, y: int, x:
 
 
 def _mpp(multiscale: Mapping[str, Any], dataset: Mapping[str, Any], x: int, unit: str | None) -> float | None:
-    """Micrometres per pixel of the finest level; None without a unit, since the default of 1 measures nothing."""
+    """Micrometres per pixel of the finest level; None without a unit, for then 1 measures nothing."""
     if unit not in MICROMETRES:
         return None
     scale = MICROMETRES[unit]

@@ -13,7 +13,8 @@ from pyrtrav.pyramid.omezarr import OmeZarrPyramid, is_zarr_folder
 from pyrtrav.pyramid.pixels import Channels, Window
 from pyrtrav.pyramid.raster import RasterPyramid
 from pyrtrav.pyramid.slide import SlidePyramid, vendor
-from pyrtrav.pyramid.tiff import TiffPyramid, is_tiff
+from pyrtrav.pyramid.tiff import TiffPyramid
+from pyrtrav.pyramid.tiff_levels import is_tiff
 
 BACKENDS: dict[str, type[Pyramid]] = {
     "tiff": TiffPyramid,
@@ -48,7 +49,7 @@ def open_pyramid(
         UnsupportedFormatError: no backend can open it; says what each one said.
         CorruptImageError: its format is known, but it is damaged.
         PyramidError: missing, empty, unreadable, or no regular file.
-        ConfigError: an unknown backend, or channels that the file does not have.
+        ConfigError: an unknown backend, or channels that no model has.
     """
     path = os.fspath(path)
     if backend is not None and backend not in BACKENDS:

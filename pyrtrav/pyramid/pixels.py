@@ -1,12 +1,13 @@
-"""From stored samples to the pixels that a model sees: 8 bits, one or three channels, alpha over the background.
+"""From stored samples to the pixels that a model sees: 8 bits, one or three channels, alpha over the
+background.
 
 The rule, in this order, the same for every backend:
 
-1. Above 8 bits a *window* (low, high) maps linearly to 0..255: the caller's, else the file's own, else the 0.1 to 99.9
-   percentiles of the coarsest stored level, else the type's range.
+1. Above 8 bits a *window* (low, high) maps linearly to 0..255: the caller's, else the file's own, else the
+   0.1 to 99.9 percentiles of the coarsest stored level, else the type's range.
 2. Alpha goes over the background; where it is 0 the pixel is not valid.
-3. One channel from RGB is ITU-R 601 luma; three from gray is repetition; of more than three samples the first three
-   are taken, unless ``channels`` says which.
+3. One channel from RGB is ITU-R 601 luma; three from gray is repetition; of more than three samples the first
+   three are taken, unless ``channels`` says which.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class PixelRule:
     """Of the model's channels, 0..255."""
 
     def check(self, path: str) -> None:
-        """Raise PyramidError where the file cannot give what the model wants: the next image may be able to."""
+        """Raise PyramidError where the file cannot give what the model wants; another image may."""
         colors = self.samples.colors
         if self.chosen is not None and max(self.chosen) >= colors:
             raise PyramidError(

@@ -1,7 +1,7 @@
 """Flat images through Pillow: PNG, JPEG, WebP, BMP, GIF and others.
 
-The image is one tile: decoded whole when a pixel is first needed, with half-size levels computed from it. Simplified:
-the first frame only; EXIF orientation is applied, so that sizes are those that a viewer shows.
+The image is one tile: decoded whole when a pixel is first needed, with half-size levels computed from it.
+Simplified: the first frame only; EXIF orientation is applied, so that sizes are those that a viewer shows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SMALLEST_SIDE = 64
 """Half-size levels are computed until the longer side is at most this."""
 
 FORMATS = (
-    "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "PCX", "SGI", "ICO", "QOI",
+    "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "PCX", "SGI", "QOI",
 )  # fmt: skip
 """Formats that are asked for. Pillow's others hand the file to external programs, or hold no photograph."""
 
@@ -169,7 +169,7 @@ _CONVERSIONS |= {"I;16B": "I;16", "I;16L": "I;16", "I;16N": "I;16", "PA": "RGBA"
 
 
 def _identify(file: BinaryIO) -> ImageFile.ImageFile:
-    """What ``Image.open`` does, without its warning and error about large images: our limit names the size."""
+    """What ``Image.open`` does, without its objections to large images: our limit names the size."""
     Image.init()
     head = file.read(16)
     for name in FORMATS:
@@ -219,7 +219,7 @@ def _orientation(image: ImageFile.ImageFile) -> int:
         exif = Image.Exif()
         exif.load(block)
         value = exif.get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF says nothing
+    except Exception:  # noqa: BLE001 (damaged EXIF says nothing)
         return 1
     return value if value in _TURNS else 1
 

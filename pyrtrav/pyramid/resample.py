@@ -1,11 +1,11 @@
 """The one way in which a region becomes a patch: the area-weighted mean.
 
-A patch pixel is the mean of the level's pixels that its box covers, each weighted by the covered area; what lies
-outside the image counts as background pixels. Where patch pixels are level pixels the tiles are copied.
+A patch pixel is the mean of the level's pixels that its box covers, each weighted by the covered area; what
+lies outside the image counts as background pixels. Where patch pixels are level pixels the tiles are copied.
 
-The boxes' edges are whole multiples of 1/2^f of a level pixel, f as large as lets a box's sum fit 32 bits: finer than
-1/2000 of a patch pixel. All sums are integers then: exact, the same in any order, and twice as fast as floats. Tiles
-are added one by one, so that memory does not grow with the region.
+The boxes' edges are whole multiples of 1/2^f of a level pixel, f as large as lets a box's sum fit 32 bits:
+finer than 1/2000 of a patch pixel. All sums are integers then: exact, the same in any order, and twice as
+fast as floats. Tiles are added one by one, so that memory does not grow with the region.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Box(NamedTuple):
         return max(0, min(12, math.floor((23.9 - math.log2(self.step_x * self.step_y)) / 2)))
 
     def edges(self, width: int, height: int) -> tuple[Edges, Edges]:
-        """Return the vertical and the horizontal edges of ``width`` x ``height`` patch pixels, in units of 1/2^f."""
+        """Return the edges in x and in y of ``width`` x ``height`` patch pixels, in units of 1/2^f."""
         unit = 1 << self.bits
         return _edges(self.left, self.step_x, width, unit), _edges(self.top, self.step_y, height, unit)
 
@@ -60,11 +60,12 @@ class Box(NamedTuple):
 
 
 def _edges(start: float, step: float, count: int, unit: int) -> Edges:
-    return np.rint((start + step * np.arange(count + 1)) * unit).astype(np.int64)
+    edges: Edges = np.rint((start + step * np.arange(count + 1)) * unit).astype(np.int64)
+    return edges
 
 
 def box_sums(values: NDArray[Any], edges: Edges, unit: int, axis: int) -> Sums:
-    """Return the sums of values (h, w, c) along an axis between neighbouring edges, weighted by the covered units."""
+    """Return the sums of values (h, w, c) along an axis between edges, weighted by the covered units."""
     count, channels = values.shape[axis], values.shape[2]
 
     def weighted(index: NDArray[Any], weight: Edges) -> Sums:
@@ -83,7 +84,8 @@ def box_sums(values: NDArray[Any], edges: Edges, unit: int, axis: int) -> Sums:
         running = np.concatenate([np.zeros_like(np.take(running, [0], axis)), running], axis)
         whole = np.minimum(edges // unit, count - 1)
         at_edges = np.take(running, whole, axis) * np.uint32(unit) + weighted(whole, edges - whole * unit)
-        return np.diff(at_edges, axis=axis)
+        differences: Sums = np.diff(at_edges, axis=axis)
+        return differences
     total: Sums | None = None
     for term in range(terms):
         row = first + term
@@ -112,7 +114,7 @@ def box_sums_2d(pixels: NDArray[Any], edges_x: Edges, edges_y: Edges, unit: int)
 
 
 def touched(edges: Edges, start: int, length: int, unit: int) -> tuple[slice, Edges]:
-    """The boxes along one axis that overlap the pixels from ``start`` on, and their edges counted from there."""
+    """The boxes along an axis that overlap the pixels from ``start`` on, and their edges from there."""
     first = max(int(np.searchsorted(edges, start * unit, side="right")) - 1, 0)
     last = min(int(np.searchsorted(edges, (start + length) * unit, side="left")), len(edges) - 1)
     return slice(first, max(first, last)), np.clip(edges[first : last + 1] - start * unit, 0, length * unit)
@@ -148,7 +150,7 @@ class Copy:
             valid[:] = False
 
     def paste(self, tile: Pixels | None, valid: Mask | None, at: Place) -> None:
-        """Copy a tile's part; None is a declared-empty tile. Tiles share no pixels: threads may paste at once."""
+        """Copy a tile's part; None is an empty tile. Tiles share no pixels: threads may paste at once."""
         left, right = max(at.x, self.left), min(at.x + at.width, self.right)
         top, bottom = max(at.y, self.top), min(at.y + at.height, self.bottom)
         source = slice(top - at.y, bottom - at.y), slice(left - at.x, right - at.x)
@@ -195,7 +197,7 @@ class AreaMean:
             self.sums += (_areas(self.edges_x, self.edges_y) - inside)[:, :, None] * self.background
 
     def part(self, tile: Pixels | None, valid: Mask | None, at: Place) -> Part | None:
-        """Return what a tile adds; None is a declared-empty tile. Changes nothing: threads may ask at once."""
+        """Return what a tile adds; None is an empty tile. Changes nothing: threads may ask at once."""
         columns, edges_x = touched(self.edges_x, at.x, at.width, self.unit)
         rows, edges_y = touched(self.edges_y, at.y, at.height, self.unit)
         if columns.start == columns.stop or rows.start == rows.stop:

@@ -1,7 +1,8 @@
 """Vendor slides through OpenSlide: Hamamatsu, Mirax, Leica, Ventana, Philips, Trestle, Zeiss, Sakura, DICOM.
 
-Simplified: a tile is one of our requests (`read_region`), so `bytes_read` is unknown and the tile sizes are OpenSlide's
-only where they are sensible. Tiles are asked for at level-native positions, where OpenSlide does not interpolate.
+Simplified: a tile is one of our requests (`read_region`), so `bytes_read` is unknown and the tile sizes are
+OpenSlide's only where they are sensible. Tiles are asked for at level-native positions, where OpenSlide does
+not interpolate.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from typing import ClassVar
 
 import numpy as np
 import openslide
+import tifffile
 
-from pyrtrav.errors import CorruptImageError, UnsupportedFormatError
+from pyrtrav.errors import CorruptImageError, PyramidError, UnsupportedFormatError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.pyramid.pixels import Samples
+from pyrtrav.pyramid.tiff_levels import check_tile_sizes, is_tiff
 from pyrtrav.pyramid.tiles import Level, RawTile, plausible_mpp
 
 TILE = 256
@@ -30,6 +33,7 @@ class SlidePyramid(Pyramid):
     backend: ClassVar[str] = "slide"
 
     def _open(self) -> None:
+        _refuse_giant_tiles(self.path)
         self._slide: openslide.OpenSlide | None = None
         slide = self._handle()
         self.properties = dict(slide.properties)
@@ -63,6 +67,14 @@ class SlidePyramid(Pyramid):
             return Region(0, 0, width, height)
         inside = Region(x, y, w, h).intersection(Region(0, 0, width, height))
         return inside if inside.area > 0 else Region(0, 0, width, height)
+
+    def _file_identity(self) -> tuple[int, ...]:
+        """Of a MIRAX slide also its folder, which holds the pixels."""
+        identity = super()._file_identity()
+        folder, ending = os.path.splitext(self.path)
+        if ending.lower() == ".mrxs" and os.path.isdir(folder):
+            identity += (os.stat(folder).st_mtime_ns,)
+        return identity
 
     def _stored_background(self) -> tuple[int, ...]:
         color = self.properties.get("openslide.background-color", "")
@@ -110,6 +122,20 @@ class SlidePyramid(Pyramid):
                 raise CorruptImageError(self.path, str(error), level=level, column=column, row=row) from error
         samples = np.asarray(image)
         return RawTile(samples, None) if samples[..., 3].any() else None
+
+
+def _refuse_giant_tiles(path: str) -> None:
+    """OpenSlide ends the process where it gets no memory for a tile: a damaged tag must not reach it."""
+    with open(path, "rb") as file:
+        if not is_tiff(file.read(4)):
+            return
+    try:
+        with tifffile.TiffFile(path, _multifile=False) as tif:
+            check_tile_sizes(path, list(tif.pages))
+    except PyramidError:
+        raise
+    except Exception as error:  # a parser of damaged bytes raises whatever they lead it to
+        raise CorruptImageError(path, f"not a readable TIFF: {type(error).__name__}: {error}") from error
 
 
 def vendor(path: str | os.PathLike[str]) -> str | None:

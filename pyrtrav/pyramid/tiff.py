@@ -1,14 +1,15 @@
 """Tiled and striped TIFF and BigTIFF: Aperio SVS, OME-TIFF, generic pyramids, COG.
 
-tifffile parses the directories, and a tile is one positioned read of its bytes. The file handle is ours, so threads and
-forked processes share nothing that moves. Simplified: the tag Orientation is ignored, as OpenSlide does.
+tifffile parses the directories, and a tile is one positioned read of its bytes. The file handle is ours, so
+threads and forked processes share nothing that moves. Simplified: the tag Orientation is ignored, as
+OpenSlide does.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tifffile
@@ -29,11 +30,6 @@ logging.getLogger("tifffile").propagate = False
 _SLACK_BYTES = 1 << 20
 
 
-def is_tiff(head: bytes) -> bool:
-    """Whether a file that begins so is a TIFF or BigTIFF."""
-    return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
 class TiffPyramid(Pyramid):
     """A TIFF file."""
 
@@ -43,7 +39,8 @@ class TiffPyramid(Pyramid):
         self._fd = -1
         try:
             with tifffile.TiffFile(self.path, _multifile=False) as tif:
-                ome = read_ome(tif.pages[0].description or "") if len(tif.pages) else None
+                first_page: Any = tif.pages[0] if len(tif.pages) else None
+                ome = read_ome(first_page.description or "") if first_page else None
                 self._directories = find_levels(self.path, tif, ome.channels if ome else (0,))
                 self.properties = properties = read_properties(tif, ome)
             first = self._directories[0]

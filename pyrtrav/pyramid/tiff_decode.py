@@ -1,7 +1,7 @@
 """From the stored bytes of one TIFF tile or strip to samples.
 
-8-bit JPEG goes through simplejpeg, strictly: a truncated tile is an error, not gray. The rest goes through tifffile to
-imagecodecs. What a tile's own header says about its size is checked before anything is decoded.
+8-bit JPEG goes through simplejpeg, strictly: a truncated tile is an error, not gray. The rest goes through
+tifffile to imagecodecs. What a tile's own header says about its size is checked before anything is decoded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ JPEG_2000 = (33004, 33005, 34712)
 # JPEG 2000 of Aperio in YCbCr, which imagecodecs leaves unconverted; OpenSlide reads it.
 APERIO_JPEG_2000_YCBCR = 33003
 WEBP = 50001
-# None, CCITT, LZW, deflate, packbits, LZMA, Zstandard: what they decode to is bounded by the size of the tile.
+# None, CCITT, LZW, deflate, packbits, LZMA, Zstandard: what they decode to is bounded by the size of the
+# tile.
 BOUNDED = (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000)
 # WebP images have 16,383 pixels a side at most; the size of JPEG and JPEG 2000 is read from their headers.
 SUPPORTED = (*BOUNDED, JPEG, *JPEG_2000, WEBP)
@@ -70,10 +71,12 @@ def _check_size(found: tuple[int, int], declared: tuple[int, int]) -> None:
 
 
 def decode_jpeg(data: bytes, tables: bytes | None, photometric: int, frame: Frame) -> NDArray[np.uint8]:
-    """Decode a JPEG tile of 1 or 3 components to (h, w, components); a damaged or truncated one is a ValueError.
+    """Decode a JPEG tile of 1 or 3 components to (h, w, components); a damaged or truncated one is a
+    ValueError.
 
-    The TIFF tag decides between RGB and YCbCr, as in OpenSlide, by an Adobe marker that is put in front. A JFIF marker
-    overrules it in libjpeg, and subsampled chroma does here: both mean YCbCr whatever a wrong tag says.
+    The TIFF tag decides between RGB and YCbCr, as in OpenSlide, by an Adobe marker that is put in front. A
+    JFIF marker overrules it in libjpeg, and subsampled chroma does here: both mean YCbCr whatever a wrong tag
+    says.
     """
     marker = b""
     if frame.components == 3:

@@ -1,11 +1,11 @@
 """Which directories of a TIFF are the levels of its image.
 
-Our own rule, since tifffile's series lose levels: the largest tiled directory of the main chain, and every other one and
-each of its SubIFDs that shows the same image smaller (same samples, same aspect within 2 %), largest first. Without
-tiles: the first directory and those after it that are marked as reduced.
+Our own rule, since tifffile's series lose levels: the largest tiled directory of the main chain, and every
+other one and each of its SubIFDs that shows the same image smaller (same samples, same aspect within 2 %),
+largest first. Without tiles: the first directory and those after it that are marked as reduced.
 
-In an OME-TIFF whose channels are directories of their own, the channels of the first plane are read as the samples of
-one image.
+In an OME-TIFF whose channels are directories of their own, the channels of the first plane are read as the
+samples of one image.
 """
 
 from __future__ import annotations
@@ -25,6 +25,13 @@ from pyrtrav.pyramid.tiles import MAX_TILE_BYTES, MAX_TILE_PIXELS
 
 REDUCED, MASK = 1, 4
 """Bits of the tag NewSubfileType."""
+
+_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323
+
+
+def is_tiff(head: bytes) -> bool:
+    """Whether a file that begins so is a TIFF or BigTIFF."""
+    return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,11 @@ def find_levels(path: str, tif: tifffile.TiffFile, channels: Sequence[int] = (0,
         CorruptImageError: the tables are impossible or cut short.
         UnsupportedFormatError: a compression that is not read, or tiles too large to be read lazily.
     """
-    pages = list(tif.pages)
+    pages: list[Any] = list(tif.pages)
     if not pages:
         raise CorruptImageError(path, "the TIFF holds no directory; it may be truncated")
     _check_chain(path, tif, pages[-1])
+    check_tile_sizes(path, pages)
     if len(channels) > 1 and max(channels) < len(pages):
         chains = [_levels_of(pages[number], ()) for number in channels]
         if len({tuple(map(_layout, chain)) for chain in chains}) == 1:
@@ -79,6 +87,29 @@ def _check_chain(path: str, tif: tifffile.TiffFile, last: Any) -> None:
     pointer = handle.read(layout.offsetsize)
     if len(pointer) < layout.offsetsize or struct.unpack(layout.offsetformat, pointer)[0] != 0:
         raise CorruptImageError(path, "its chain of directories is broken; the file may be truncated")
+
+
+def check_tile_sizes(path: str, pages: Sequence[Any]) -> None:
+    """Raise where a tiled directory has an impossible size, or tiles too large to be read lazily."""
+    for page in pages:
+        if _TILE_WIDTH not in page.tags:
+            continue
+        width, height, tile_width, tile_height = (
+            int(page.tags.valueof(code, 0)) for code in (_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH)
+        )
+        if min(width, height, tile_width, tile_height) < 1:
+            raise CorruptImageError(
+                path, f"impossible size: {width} x {height}, tile {tile_width} x {tile_height}"
+            )
+        if tile_width * tile_height > MAX_TILE_PIXELS:
+            raise _too_large(path, "tiles", tile_width, tile_height)
+
+
+def _too_large(path: str, what: str, width: int, height: int) -> UnsupportedFormatError:
+    return UnsupportedFormatError(
+        f"{path}: its {what} of {width} x {height} cannot be read lazily (the limit is "
+        f"{MAX_TILE_PIXELS >> 20} Mpx each); make a tiled pyramid of it with `pyrtrav convert`"
+    )
 
 
 def _area(page: Any) -> int:
@@ -136,11 +167,7 @@ def _directory(path: str, pages: tuple[Any, ...]) -> Directory:
     together = int(page.samplesperpixel) if page.planarconfig == 1 else 1
     tile_bytes = tile_width * tile_height * together * np.dtype(page.dtype).itemsize
     if tile_width * tile_height > MAX_TILE_PIXELS or tile_bytes > MAX_TILE_BYTES:
-        what = "tiles" if page.is_tiled else "strips"
-        raise UnsupportedFormatError(
-            f"{path}: its {what} of {tile_width} x {tile_height} cannot be read lazily (the limit is "
-            f"{MAX_TILE_PIXELS >> 20} Mpx a tile); make a tiled pyramid of it with `pyrtrav convert`"
-        )
+        raise _too_large(path, "tiles" if page.is_tiled else "strips", tile_width, tile_height)
     tiles = -(-width // tile_width) * -(-height // tile_height)
     planes = int(page.samplesperpixel) if page.planarconfig == 2 else 1
     offsets = [_table(path, each, each.dataoffsets, tiles * planes) for each in pages]

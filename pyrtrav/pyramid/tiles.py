@@ -25,7 +25,7 @@ Key = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One stored resolution. ``tile_width`` and ``tile_height`` are the file's storage unit, in the level's pixels."""
+    """One stored resolution; ``tile_width`` and ``tile_height`` are the file's storage unit in its pixels."""
 
     index: int
     width: int

@@ -1,8 +1,8 @@
 """Zarr arrays, formats 2 and 3, chunk by chunk, from a folder or a zip file.
 
-Written here rather than taken from zarr-python for three reasons: a missing chunk must be told from a black one, two
-threads must decode at once (its event loop does not let them), and a damaged header must not decide how much memory is
-taken. Simplified: no filters but transposition, and no sharding within sharding.
+Written here rather than taken from zarr-python for three reasons: a missing chunk must be told from a black
+one, two threads must decode at once (its event loop does not let them), and a damaged header must not decide
+how much memory is taken. Simplified: no filters but transposition, and no sharding within sharding.
 """
 
 from __future__ import annotations

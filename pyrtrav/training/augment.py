@@ -52,9 +52,11 @@ class View:
             x = side - x - w
         return Region(x + self.root.x, y + self.root.y, w, h)
 
-    def read_many(self, regions: Sequence[Region], size: int) -> Patches:
-        """Read square patches of regions given in the view's frame."""
-        patches = self.pyramid.read_many([self._turn(region, forward=False) for region in regions], size)
+    def read_many(self, regions: Sequence[Region], size: int | tuple[int, int]) -> Patches:
+        """Read patches of regions given in the view's frame; ``size`` is their side, or (width, height)."""
+        width, height = size if isinstance(size, tuple) else (size, size)
+        stored = (height, width) if self.turns % 2 else (width, height)
+        patches = self.pyramid.read_many([self._turn(region, forward=False) for region in regions], stored)
         pixels = np.rot90(patches.pixels, self.turns, axes=(1, 2))
         if self.mirror:
             pixels = pixels[:, :, ::-1]
@@ -66,7 +68,8 @@ class View:
 def _table(jitter: Jitter) -> NDArray[np.uint8]:
     values = np.arange(256)
     rows = [values * gain + offset for gain, offset in zip(jitter.gain, jitter.offset, strict=True)]
-    return np.rint(np.clip(np.array(rows), 0, 255)).astype(np.uint8)
+    table: NDArray[np.uint8] = np.rint(np.clip(np.array(rows), 0, 255)).astype(np.uint8)
+    return table
 
 
 def random_view(

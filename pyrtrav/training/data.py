@@ -81,9 +81,7 @@ def load_dataset(source: str | Path, *, seed: int = 0) -> Dataset:
     rows = _with_validation(rows, seed, path, warnings)
     _check_contents(rows, warnings)
     index = {name: number for number, name in enumerate(classes)}
-    examples = (
-        Example(row.path, index[row.label], cast(Split, row.split), row.group, row.source) for row in rows
-    )
+    examples = (Example(row.path, index[row.label], cast(Split, row.split), row.group, row.source) for row in rows)
     return Dataset(tuple(classes), tuple(examples), tuple(warnings))
 
 
@@ -145,8 +143,7 @@ def _with_validation(rows: list[Row], seed: int, source: str, warnings: list[str
     _check_divisible(rows, units)
     chosen = validation_units(units, seed)
     return [
-        row if row.split == "test" else replace(row, split="val" if _unit(row) in chosen else "train")
-        for row in rows
+        row if row.split == "test" else replace(row, split="val" if _unit(row) in chosen else "train") for row in rows
     ]
 
 
@@ -237,9 +234,7 @@ def _check_contents(rows: Sequence[Row], warnings: list[str]) -> None:
         leaks.append(f"{first.path} ({first.split}) and {other.path} ({other.split})")
     if leaks:
         more = f", and {len(leaks) - 1} other pairs" if len(leaks) > 1 else ""
-        warnings.append(
-            f"the same content in two splits flatters the result: {leaks[0]}{more}; keep one of them"
-        )
+        warnings.append(f"the same content in two splits flatters the result: {leaks[0]}{more}; keep one of them")
 
 
 def _conflict(group: Sequence[Row]) -> bool:
@@ -252,9 +247,7 @@ def _grouped(key: Callable[[Row], Hashable], rows: Sequence[Row]) -> list[list[R
         try:
             groups[key(row)].append(row)
         except OSError as error:
-            raise DatasetError(
-                f"{row.source}: {row.path} cannot be read: {error.strerror or error}"
-            ) from error
+            raise DatasetError(f"{row.source}: {row.path} cannot be read: {error.strerror or error}") from error
     return list(groups.values())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pyrtrav.errors import PyramidError
 from pyrtrav.pyramid import Pyramid, open_pyramid
+from pyrtrav.pyramid.costs import check_glance
 from pyrtrav.pyramid.pixels import Channels
 
 
@@ -16,12 +17,13 @@ class OpenImages:
     def __init__(
         self,
         classes: Sequence[str],
+        base_resolution: int,
         *,
         channels: Channels = 3,
         window: tuple[float, float] | None = None,
         limit: int = 256,
     ) -> None:
-        self.classes = tuple(classes)
+        self.classes, self._base = tuple(classes), base_resolution
         self._channels, self._window, self._limit = channels, window, limit
         self._open: OrderedDict[str, Pyramid] = OrderedDict()
 
@@ -42,7 +44,9 @@ class OpenImages:
 
     def _get(self, path: str) -> Pyramid:
         if path not in self._open:
-            self._open[path] = open_pyramid(path, channels=self._channels, window=self._window)
+            pyramid = open_pyramid(path, channels=self._channels, window=self._window)
+            check_glance(pyramid, self._base)
+            self._open[path] = pyramid
         self._open.move_to_end(path)
         return self._open[path]
 

@@ -29,13 +29,9 @@ def read_rows(path: str) -> tuple[list[Row], list[str]]:
     if os.path.isdir(path):
         return _folder_rows(path, warnings), warnings
     if not os.path.exists(path):
-        raise DatasetError(
-            f"{path}: no such file or folder; name a folder with a folder per class, or a table"
-        )
+        raise DatasetError(f"{path}: no such file or folder; name a folder with a folder per class, or a table")
     if not is_table(path):
-        raise DatasetError(
-            f"{path}: is neither a folder with a folder per class nor a .csv or .parquet table"
-        )
+        raise DatasetError(f"{path}: is neither a folder with a folder per class nor a .csv or .parquet table")
     return _openable(read_table(path, warnings), os.path.dirname(path), warnings), warnings
 
 
@@ -127,9 +123,7 @@ def _class_rows(folder: str, split: str | None, class_folder: str, unclaimed: li
         images += listing.images
         unclaimed += listing.others
     if not images and split in (None, "train"):
-        raise DatasetError(
-            f"{class_folder}: no image in it can be opened; add images or remove the class folder"
-        )
+        raise DatasetError(f"{class_folder}: no image in it can be opened; add images or remove the class folder")
     keys = sorted((relative_key(path, folder), path) for path in images)
     label = os.path.basename(class_folder)
     return [Row(path, key, label, split, None, class_folder) for key, path in keys]
@@ -190,8 +184,7 @@ def _check_present(rows: Sequence[Row]) -> None:
     if missing:
         others = f" (and of {len(missing) - 1} other rows)" if len(missing) > 1 else ""
         raise DatasetError(
-            f"{missing[0].source}: no such file: {missing[0].path}{others}; paths are relative to the "
-            "table's folder"
+            f"{missing[0].source}: no such file: {missing[0].path}{others}; paths are relative to the table's folder"
         )
 
 

@@ -113,11 +113,7 @@ def _check_filled(table: _Table) -> None:
         if not empty or (name == "split" and len(empty) == len(table.records)):
             continue
         others = f" (and in {len(empty) - 1} other rows)" if len(empty) > 1 else ""
-        hint = (
-            "fill it in or remove the row"
-            if name != "split"
-            else "name train, val or test in every row or in none"
-        )
+        hint = "fill it in or remove the row" if name != "split" else "name train, val or test in every row or in none"
         raise DatasetError(f"{empty[0]}: the {name} is empty{others}; {hint}")
 
 
@@ -190,6 +186,4 @@ def _cell(path: str, line: int, column: str, value: object) -> str:
         return ""
     if isinstance(value, str | int):
         return str(value).strip()
-    raise DatasetError(
-        f"{path}:{line}: {column} is {value!r}, a {type(value).__name__}; store the column as text"
-    )
+    raise DatasetError(f"{path}:{line}: {column} is {value!r}, a {type(value).__name__}; store the column as text")

@@ -72,6 +72,9 @@ def plan_training(
     values = {**_flat(values), **parse_assignments(assignments)}
     method_options, training_options, encoder_options = sort_options(method, encoder, values)
     config = make_config(find_method(method).Config, method_options)
+    # With its defaults written out: a model file outlives them.
+    defaults = inspect.signature(ENCODERS[encoder]).parameters.values()
+    encoder_options = {p.name: p.default for p in defaults} | encoder_options
     built = build_encoder(encoder, **encoder_options)
     card = ModelCard(
         method=method,

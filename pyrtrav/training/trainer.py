@@ -113,7 +113,12 @@ class Trainer:
         for stage in self.stages:
             stage.objective.to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.images = OpenImages(dataset.classes, channels=card.chosen or card.channels, window=card.window)
+        self.images = OpenImages(
+            dataset.classes,
+            self.model.encoder.base_resolution,
+            channels=card.chosen or card.channels,
+            window=card.window,
+        )
         # What a checkpoint must agree with to be resumed.
         self.identity = json.dumps(
             {
@@ -146,7 +151,12 @@ class Trainer:
                     continue
                 self._epoch(number, stage, epoch)
                 save_checkpoint(
-                    checkpoint, Position(number, epoch + 1), self.identity, self.model, self.optimizer, self._objectives
+                    checkpoint,
+                    Position(number, epoch + 1),
+                    self.identity,
+                    self.model,
+                    self.optimizer,
+                    self._objectives,
                 )
         path = self._finish(time.perf_counter() - begun)
         self.images.close()
@@ -179,9 +189,7 @@ class Trainer:
         last = epoch + 1 == self.epochs[number]
         if (epoch + 1) % self.config.validate_every == 0 or last:
             means |= self._validate(stage)
-        report = EpochReport(
-            stage.name, epoch + 1, self.epochs[number], means, time.perf_counter() - begun, warning
-        )
+        report = EpochReport(stage.name, epoch + 1, self.epochs[number], means, time.perf_counter() - begun, warning)
         append_line(self.out / "log.jsonl", json.dumps(dataclasses.asdict(report)))
         if self.on_epoch is not None:
             self.on_epoch(report)
@@ -206,9 +214,7 @@ class Trainer:
                 labels.append(example.label)
         if not views:
             return {}, errors, 0
-        loss, metrics, trace = stage.objective(
-            self.model, views, torch.tensor(labels), generator, progress
-        )
+        loss, metrics, trace = stage.objective(self.model, views, torch.tensor(labels), generator, progress)
         errors |= {
             trace_image.path: error
             for trace_image, error in zip(_repeat(views, trace.images), trace.errors, strict=True)
