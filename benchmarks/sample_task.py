@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pyrtrav.config import make_config
-from pyrtrav.methods.topdown import TopDown, TopDownConfig
+from pyrtrav.methods.topdown import Location, TopDown, TopDownConfig
 from pyrtrav.model_file import load_model
 from pyrtrav.selection import Settings
 from pyrtrav.training.calibrate import budget_for
@@ -54,7 +54,9 @@ def draw_evaluations(model: TopDown, dataset: Dataset, draws: int = 4) -> list[E
 
 def blind(model: TopDown, dataset: Dataset, cells: float) -> None:
     """Make the policy attend every cell with one probability, such that it attends ``cells`` on average."""
+    assert isinstance(model.location, Location)
     conv = model.location.conv
+    assert conv.bias is not None
     low, high = -8.0, 8.0
     with torch.no_grad():
         conv.weight.zero_()

@@ -20,10 +20,7 @@ def doctor(
     """
     from pyrtrav import doctor as examiner
 
-    if image is not None:
-        report = examiner.Report(tuple(examiner.check_file(image)), ())
-    else:
-        report = examiner.diagnose()
+    report = examiner.diagnose() if image is None else examiner.Report(tuple(examiner.check_file(image)), ())
     checks, formats, status = report.checks, report.formats, report.status
     if as_json:
         found = {"checks": checks, "formats": formats}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Hashable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,11 +13,6 @@ import pydantic
 from pyrtrav.errors import ConfigError, nearest_name
 
 T = TypeVar("T")
-
-
-@cache
-def _adapter(config: Hashable) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(config)
 
 
 def make_config(config: type[T], values: Mapping[str, Any]) -> T:
@@ -32,7 +26,7 @@ def make_config(config: type[T], values: Mapping[str, Any]) -> T:
         if name not in known:
             raise ConfigError(f"unknown option {name!r}{nearest_name(name, known)}")
     try:
-        made: T = _adapter(config).validate_python(dict(values))
+        made: T = pydantic.TypeAdapter(config).validate_python(dict(values))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"option {first['loc'][0]!r}: {first['msg']}, got {first['input']!r}") from error

@@ -23,7 +23,8 @@ from pyrtrav.selection import Bools, Floats, Ints, Settings, affordable, best_fi
 from pyrtrav.trace import Trace
 
 Draws = Callable[[Trace, Ints, Ints], Floats]
-"""(trace, parents, cells) -> uniforms in 0..1 on the edge axis; an edge is on where its draw is below its probability."""
+"""(trace, parents, cells) -> uniforms in 0..1 on the edge axis; an edge is on where its draw is below its
+probability."""
 
 Generators = torch.Generator | Sequence[torch.Generator] | Draws
 """One for the batch (training), one for each image, so that draws do not depend on what else is in the batch, or any
@@ -205,7 +206,7 @@ class Traversal(nn.Module):
         trace.add_edges(parents, cell, column[inside], row[inside], region[inside], logit, probability, eligible)
 
     def _cells(self, trace: Trace, parents: Ints, cell: Ints) -> tuple[Ints, Ints, Floats]:
-        """Lattice positions and regions (edge axis) of cells; on a lattice they come from the root, so equal is equal."""
+        """Lattice positions and regions (edge axis) of cells; from the root where there is a lattice, so equal is equal."""
         grid = self.grid
         column, row = cell % grid.cells, cell // grid.cells
         ratio = grid.ratio

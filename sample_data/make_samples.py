@@ -2,12 +2,12 @@
 
     python sample_data/make_samples.py [--out DIR] [--train N] [--val N] [--seed S]
 
-Every image is pink tissue on white glass with one *nest*, a purple region of about 170 px that a 64 px thumbnail
-shows well. Its nuclei tell the class: solid discs in ``clear``, rings in ``lesion``. A ring has the mass and the
-second moment of the disc it stands for, and colours mix linearly, so box means of the two are alike until a pixel
-is finer than a nucleus. Nothing else depends on the class.
+Every image is pink tissue on white glass with one *nest*, a purple region of about 170 px that a 64 px
+thumbnail shows well. Its nuclei tell the class: solid discs in ``clear``, rings in ``lesion``. A ring has the
+mass and the second moment of the disc it stands for, and colours mix linearly, so box means of the two are
+alike until a pixel is finer than a nucleus. Nothing else depends on the class.
 
-Lengths are level-0 pixels (0.5 um each), x right, y down, angles radians; colours are RGB in 0..255.
+Lengths are level-0 pixels (0.5 um each), x right, y down; angles are radians; colours are RGB in 0..255.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from PIL import Image, ImageDraw
 from zarr.codecs import ZstdCodec
 
 Colour = tuple[float, float, float]
-Floats = NDArray[np.float64]  # float64: a last bit that differs between machines then rounds to the same byte
+Floats = NDArray[np.floating]  # float64: last bits that differ between machines round to equal bytes
+Bytes = NDArray[np.uint8]  # height, width, RGB
 
 CLASSES = ("clear", "lesion")
-MPP = 0.5  # micrometres per level-0 pixel: a nucleus is 13 um wide
+MPP = 0.5  # micrometres per level-0 pixel: a nucleus is 12 um wide
 TILE = 256
+QUALITY = 70  # of JPEG, as scanners write it
 
 GLASS: Colour = (243, 242, 244)
 STROMA: Colour = (228, 172, 200)
@@ -43,9 +45,11 @@ NEST: Colour = (196, 142, 190)
 NUCLEUS: Colour = (84, 54, 128)
 SMOOTH: tuple[Colour, ...] = ((214, 146, 178), (236, 198, 214), (240, 232, 239))  # muscle, oedema, lumen
 
-OPACITY = 0.45  # of a solid nucleus; a ring has 1.4 times as much
-HOLE = 0.37  # radius of a ring's hole, in radii of the disc
-RIM = 4.0  # width of a nucleus's soft edge: a harder one costs JPEG bytes and shows nothing more
+# How fine the difference is (measured, see README.md): nothing at 16 px per pixel, a hint at 8, plain at 4.
+RADIUS = (11.0, 12.5)
+HOLE = 0.5  # radius of a ring's hole, in radii of the disc
+RIM = 4.0  # width of a nucleus's soft edge; a harder one only costs JPEG bytes
+OPACITY = 0.43  # of a solid nucleus; a ring has about twice as much, so this stays below 0.5
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,16 @@ class Layout:
 
     width: int
     height: int
-    margin: int  # least distance of the nest's centre from the image's border: its reach is at most 131
+    margin: int  # least distance of the nest's centre from the image's border; a nest reaches 131 at most
     section: tuple[float, float]  # radius of the tissue
-    smooth: tuple[int, int]  # regions without nuclei
+    smooth: tuple[int, int]  # number of regions without nuclei
     smooth_radius: tuple[float, float]
-    strays: tuple[int, int]  # nuclei outside the nest, solid or ring by the toss of a coin
+    strays: tuple[int, int]  # number of nuclei outside the nest, solid or ring by the toss of a coin
 
 
 FIELD = Layout(1024, 1024, 131, (520, 740), (1, 2), (35, 90), (20, 28))
 SCENE = Layout(2048, 1536, 300, (700, 900), (4, 7), (40, 150), (60, 80))
-SLIDE = Layout(8192, 6144, 2400, (1900, 2200), (16, 20), (80, 420), (300, 340))
+SLIDE = Layout(8192, 6144, 2400, (1900, 2200), (10, 14), (80, 420), (300, 340))
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Blob:
     x: float
     y: float
     radius: float
-    swings: tuple[tuple[float, float], ...]  # amplitude (share of the radius) and phase of 2, 3, ... waves a turn
+    swings: tuple[tuple[float, float], ...]  # amplitude (share of the radius) and phase of 2, 3, ... waves
     edge: float  # width of the soft outline
     colour: Colour
 
@@ -85,7 +89,7 @@ class Blob:
         return np.asarray(self.radius * outline - np.hypot(dx, dy))
 
     def coverage(self, xs: Floats, ys: Floats) -> Floats:
-        return np.clip(self.depth(xs, ys) / self.edge + 0.5, 0, 1)
+        return np.asarray(np.clip(self.depth(xs, ys) / self.edge + 0.5, 0, 1))
 
     @property
     def reach(self) -> float:
@@ -117,11 +121,11 @@ class Nucleus:
 
         if not self.ring:
             return self.opacity * disc(self.radius)
-        # A disc's mass goes with radius^2 (+ RIM^2 / 12 for its soft edge, which cancels in a ring), a ring's second
-        # moment with mass * (outer^2 + inner^2): the sum of squares must be the disc's radius^2.
-        inner = HOLE * self.radius
-        outer = math.sqrt(self.radius**2 - inner**2)
-        opacity = self.opacity * (self.radius**2 + RIM**2 / 12) / (outer**2 - inner**2)
+        # Mass goes with opacity * (outer^2 - inner^2), second moment with mass * (outer^2 + inner^2), where a disc
+        # has no inner radius. Soft edges cancel in a ring; to a disc they add RIM^2 / 12.
+        inner, soft = HOLE * self.radius, RIM**2 / 12
+        outer = math.sqrt(self.radius**2 - inner**2 - soft)
+        opacity = self.opacity * (self.radius**2 + soft) / (outer**2 - inner**2)
         return opacity * (disc(outer) - disc(inner))
 
     @property
@@ -138,7 +142,7 @@ class Scene:
     tissue: Blob
     waves: Floats  # (n, 6): angular frequency in x and y, phase, amplitude in R, G and B
     nest: Blob
-    shapes: tuple[Blob | Nucleus, ...]  # painted in this order
+    shapes: tuple[Blob | Nucleus, ...]  # painted in this order; the nest is one of them
 
     def paint(self, left: int, top: int, width: int, height: int) -> Floats:
         """The window's pixels, not yet rounded."""
@@ -181,11 +185,11 @@ def draw_blob(rng: Generator, x: float, y: float, radius: float, edge: float, co
 def draw_tissue(rng: Generator, layout: Layout, nest: Blob, colour: Colour) -> Blob:
     """A section around the nest: drawn until it holds it, for the nest's own place must stay uniform."""
     turn = np.linspace(0, 2 * math.pi, 24)
-    rim = nest.x + nest.reach * np.cos(turn), nest.y + nest.reach * np.sin(turn)
+    outline = nest.x + nest.reach * np.cos(turn), nest.y + nest.reach * np.sin(turn)
     while True:
-        x, y = rng.uniform(0.35, 0.65) * layout.width, rng.uniform(0.35, 0.65) * layout.height
+        x, y = (rng.uniform(0.35, 0.65) * side for side in (layout.width, layout.height))
         tissue = draw_blob(rng, x, y, rng.uniform(*layout.section), 6, colour)
-        if tissue.depth(*rim).min() > tissue.edge:
+        if tissue.depth(*outline).min() > tissue.edge:
             return tissue
 
 
@@ -202,11 +206,11 @@ def draw_waves(rng: Generator) -> Floats:
 def draw_nuclei(
     rng: Generator, count: int, home: Blob, ring: bool | None, colour: Colour, fits: Callable[[Nucleus], bool]
 ) -> list[Nucleus]:
-    """Up to ``count`` nuclei around ``home`` that fit and do not overlap; ``ring=None`` tosses a coin for each."""
+    """Up to ``count`` nuclei around ``home`` that fit and do not overlap; ``ring=None`` tosses coins."""
     nuclei: list[Nucleus] = []
     for _ in range(100 * count):
         x, y = (centre + rng.uniform(-home.reach, home.reach) for centre in (home.x, home.y))
-        radius, stretch, turn = rng.uniform(11, 12.5), rng.uniform(1, 1.1), rng.uniform(0, math.pi)
+        radius, stretch, turn = rng.uniform(*RADIUS), rng.uniform(1, 1.1), rng.uniform(0, math.pi)
         opacity, coin = OPACITY * rng.uniform(0.93, 1.07), bool(rng.integers(2))
         new = Nucleus(x, y, radius, stretch, turn, opacity, coin if ring is None else ring, colour)
         if fits(new) and all(apart(new, old) for old in nuclei):
@@ -232,8 +236,7 @@ def draw_scene(rng: Generator, layout: Layout, label: str) -> Scene:
     nest = draw_blob(rng, x, y, rng.uniform(84, 94), 10, stained(NEST))
     tissue = draw_tissue(rng, layout, nest, stained(STROMA))
     waves = draw_waves(rng)
-    blobs = [nest]
-    count = 1 + rng.integers(*layout.smooth, endpoint=True)
+    blobs, count = [nest], 1 + rng.integers(*layout.smooth, endpoint=True)
     while len(blobs) < count:
         place = rng.uniform(0, layout.width), rng.uniform(0, layout.height)
         radius, colour = rng.uniform(*layout.smooth_radius), SMOOTH[rng.integers(len(SMOOTH))]
@@ -263,7 +266,11 @@ def box_mean(pixels: Floats, side: int = 2) -> Floats:
     return np.asarray(pixels.reshape(height // side, side, width // side, side, channels).mean((1, 3)))
 
 
-def pyramid(scene: Scene, levels: int) -> list[NDArray[np.uint8]]:
+def rounded(pixels: Floats) -> Bytes:
+    return np.rint(pixels).astype(np.uint8)
+
+
+def pyramid(scene: Scene, levels: int) -> list[Bytes]:
     """Levels 1, 2, 4, ...: each the mean of the unrounded one above it, so that rounding does not add up."""
     pixels, out = scene.paint(0, 0, scene.width, scene.height), []
     for _ in range(levels):
@@ -272,20 +279,22 @@ def pyramid(scene: Scene, levels: int) -> list[NDArray[np.uint8]]:
     return out
 
 
-def rounded(pixels: Floats) -> NDArray[np.uint8]:
-    return np.rint(pixels).astype(np.uint8)
+def cut(pixels: Bytes) -> Iterator[Bytes]:
+    """The level's tiles in row order; those at the right and the bottom may be smaller."""
+    for top in range(0, pixels.shape[0], TILE):
+        for left in range(0, pixels.shape[1], TILE):
+            yield pixels[top : top + TILE, left : left + TILE]
 
 
-def encode_tile(pixels: NDArray[np.uint8], quality: int) -> tuple[bytes, bytes]:
+def encode(pixels: Bytes) -> tuple[bytes, bytes]:
     """A tile as TIFF wants it: the quantisation tables, kept once a page, and the JPEG stream without them.
 
-    Huffman tables stay with the tile: made for it (``optimize``) they halve a tile with as little in it as these.
+    Huffman tables stay with the tile: made for it (``optimize``), they halve a tile that holds so little.
     """
-    padded = np.full((TILE, TILE, 3), pixels.mean((0, 1)), np.uint8)  # a like colour: chroma bleeds over the border
-    padded[: pixels.shape[0], : pixels.shape[1]] = pixels
-    stream = imagecodecs.jpeg8_encode(
-        padded, quality, colorspace="RGB", outcolorspace="YCBCR", subsampling="420", optimize=True
-    )
+    tile = np.full((TILE, TILE, 3), pixels.mean((0, 1)), np.uint8)  # padded with a like colour: chroma bleeds
+    tile[: pixels.shape[0], : pixels.shape[1]] = pixels
+    colours: dict[str, Any] = {"colorspace": "RGB", "outcolorspace": "YCBCR", "subsampling": "420"}
+    stream = imagecodecs.jpeg8_encode(tile, QUALITY, optimize=True, **colours)
     tables, rest, start = b"", b"", 2
     while (kind := stream[start + 1]) != 0xDA:  # up to the scan
         end = start + 2 + int.from_bytes(stream[start + 2 : start + 4], "big")
@@ -297,137 +306,131 @@ def encode_tile(pixels: NDArray[np.uint8], quality: int) -> tuple[bytes, bytes]:
     return b"\xff\xd8" + tables + b"\xff\xd9", b"\xff\xd8" + rest + stream[start:]
 
 
-def jpeg_page(tiles: Iterator[NDArray[np.uint8]], width: int, height: int, quality: int) -> dict[str, Any]:
-    """What tifffile needs to write a tiled YCbCr 4:2:0 level from its tiles in row order."""
-    tables, _ = encode_tile(np.zeros((TILE, TILE, 3), np.uint8), quality)
-    return {
-        "data": (encode_tile(tile, quality)[1] for tile in tiles),
-        "shape": (height, width, 3),
-        "dtype": np.uint8,
-        "tile": (TILE, TILE),
-        "photometric": "ycbcr",
-        "subsampling": (2, 2),
-        "compression": "jpeg",
-        "jpegtables": tables,
-        "software": False,
-    }
+def jpeg_page(tiles: Iterator[Bytes], width: int, height: int) -> dict[str, Any]:
+    """What tifffile needs for a YCbCr 4:2:0 level; ``metadata=None`` keeps it from adding a description."""
+    tables, _ = encode(np.zeros((TILE, TILE, 3), np.uint8))
+    data = {"data": (encode(tile)[1] for tile in tiles), "shape": (height, width, 3), "dtype": np.uint8}
+    coding = {"photometric": "ycbcr", "subsampling": (2, 2), "compression": "jpeg", "jpegtables": tables}
+    return {"tile": (TILE, TILE), "software": False, "metadata": None, **data, **coding}
 
 
-def cut(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    for top in range(0, pixels.shape[0], TILE):
-        for left in range(0, pixels.shape[1], TILE):
-            yield pixels[top : top + TILE, left : left + TILE]
-
-
-def write_tiff(path: Path, scene: Scene, quality: int = 70, ome: bool = False) -> None:
+def write_tiff(path: Path, scene: Scene, ome: bool = False) -> None:
     """Levels 1, 2, 4, 8, 16 as reduced pages, or as the SubIFDs that OME-TIFF wants."""
-    micrometre = {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
-    first = {"axes": "YXS", "PhysicalSizeX": MPP, "PhysicalSizeY": MPP, **micrometre, "Creator": "make_samples.py"}
-    first["UUID"] = str(uuid.uuid5(uuid.NAMESPACE_URL, path.name))  # otherwise a new one at every run
     levels = pyramid(scene, 5)
     with tifffile.TiffWriter(path, ome=ome) as tiff:
         for k, pixels in enumerate(levels):
-            height, width, _ = pixels.shape
-            tiff.write(
-                **jpeg_page(cut(pixels), width, height, quality),
-                metadata=first if ome and k == 0 else None,
-                subifds=len(levels) - 1 if ome and k == 0 else None,
-                subfiletype=int(k > 0),
-                resolution=(1e4 / (MPP * 2**k),) * 2,
-                resolutionunit="CENTIMETER",
-            )
+            page = jpeg_page(cut(pixels), pixels.shape[1], pixels.shape[0])
+            if ome and k == 0:
+                size: dict[str, Any] = {"PhysicalSizeX": MPP, "PhysicalSizeY": MPP}
+                size |= {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+                fixed = uuid.uuid5(uuid.NAMESPACE_URL, path.name)  # tifffile's own is new at every run
+                page["metadata"] = {"axes": "YXS", "UUID": str(fixed), "Creator": "make_samples.py", **size}
+                page["subifds"] = len(levels) - 1
+            per_centimetre = 1e4 / (MPP * 2**k)
+            page |= {"resolution": (per_centimetre, per_centimetre), "resolutionunit": "CENTIMETER"}
+            tiff.write(**page, subfiletype=int(k > 0))
 
 
-def write_slide(path: Path, scene: Scene, quality: int = 70) -> None:
-    """Aperio's layout, levels 1, 4, 16, painted tile by tile."""
+def write_slide(path: Path, scene: Scene) -> None:
+    """Aperio's layout, levels 1, 4, 16, painted tile by tile.
+
+    Readers are particular: the thumbnail must be the second page, and no level may be marked as reduced.
+    """
     width, height = scene.width, scene.height
     quarter = np.empty((height // 4, width // 4, 3))
 
-    def finest() -> Iterator[NDArray[np.uint8]]:
+    def finest() -> Iterator[Bytes]:
         for top in range(0, height, TILE):
             for left in range(0, width, TILE):
                 pixels = scene.paint(left, top, TILE, TILE)
                 quarter[top // 4 : (top + TILE) // 4, left // 4 : (left + TILE) // 4] = box_mean(pixels, 4)
                 yield rounded(pixels)
 
-    def title(text: str) -> str:
-        return f"Aperio Image Library v11.2.1\r\n{text}"
+    def level(tiles: Iterator[Bytes], width: int, height: int, text: str) -> None:
+        text = f"{head}{size} [0,0 {size}] ({TILE}x{TILE}) {text}"
+        tiff.write(**jpeg_page(tiles, width, height), description=text, subfiletype=0)
 
     def associated(image: Image.Image, text: str, kind: int) -> None:
-        plain = {"photometric": "rgb", "rowsperstrip": 64, "metadata": None, "software": False}
-        tiff.write(np.asarray(image), description=title(text), subfiletype=kind, compression="deflate", **plain)
+        page: dict[str, Any] = {"photometric": "rgb", "rowsperstrip": 64, "compression": "deflate"}
+        page |= {"description": head + text, "metadata": None, "software": False}
+        tiff.write(np.asarray(image), subfiletype=kind, **page)
 
-    # Readers are particular about this file: no metadata of tifffile's, the thumbnail second, no level marked reduced.
-    size = f"{width}x{height} [0,0 {width}x{height}] ({TILE}x{TILE})"
+    head, size = "Aperio Image Library v11.2.1\r\n", f"{width}x{height}"
     with tifffile.TiffWriter(path) as tiff:
-        text = title(f"{size} JPEG/YCC Q={quality}|AppMag = 20|MPP = {MPP}|Filename = synthetic")
-        page = jpeg_page(finest(), width, height, quality)
-        tiff.write(**page, description=text, metadata=None, subfiletype=0)
-        sixteenth = rounded(box_mean(quarter, 4))
-        thumbnail = Image.fromarray(sixteenth)
-        associated(thumbnail, f"{width}x{height} -> {thumbnail.width}x{thumbnail.height} - |AppMag = 20", 0)
-        for level in (rounded(quarter), sixteenth):
-            page = jpeg_page(cut(level), level.shape[1], level.shape[0], quality)
-            text = title(f"{size} -> {level.shape[1]}x{level.shape[0]} JPEG/YCC Q={quality}")
-            tiff.write(**page, description=text, metadata=None, subfiletype=0)
+        level(finest(), width, height, f"JPEG/YCC Q={QUALITY}|AppMag = 20|MPP = {MPP}|Filename = synthetic")
+        coarse = [rounded(quarter), rounded(box_mean(quarter, 4))]  # complete now that the finest is written
+        thumbnail = Image.fromarray(coarse[-1])
+        associated(thumbnail, f"{size} -> {thumbnail.width}x{thumbnail.height} - |AppMag = 20", 0)
+        for pixels in coarse:
+            rows, columns, _ = pixels.shape
+            level(cut(pixels), columns, rows, f"-> {columns}x{rows} JPEG/YCC Q={QUALITY}")
         label = Image.new("RGB", (160, 160), "white")
-        ImageDraw.Draw(label).multiline_text((20, 50), "pyrtrav\nsynthetic sample\nno clinical meaning", "black")
-        associated(label, "label 160x160", 1)
+        text = "pyrtrav\nsynthetic sample\nno clinical meaning"
+        ImageDraw.Draw(label).multiline_text((20, 50), text, "black")
         macro = Image.new("RGB", (480, 160), "gainsboro")
         macro.paste(label, (0, 0))
         macro.paste(thumbnail.resize((200, 150)), (240, 5))
+        associated(label, "label 160x160", 1)
         associated(macro, "macro 480x160", 9)
 
 
 def write_zarr(path: Path, scene: Scene) -> None:
     """OME-Zarr 0.5, axes c, y, x: one shard a level."""
     levels = pyramid(scene, 3)
-    space = [{"name": name, "type": "space", "unit": "micrometer"} for name in "yx"]
-    datasets = [
-        {"path": str(k), "coordinateTransformations": [{"type": "scale", "scale": [1.0, MPP * 2**k, MPP * 2**k]}]}
-        for k in range(len(levels))
-    ]
-    multiscale = {"name": path.name, "axes": [{"name": "c", "type": "channel"}, *space], "datasets": datasets}
     group = zarr.open_group(path, mode="w", zarr_format=3)
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale]}
+    datasets = []
     for k, pixels in enumerate(levels):
-        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        planes = pixels.transpose(2, 0, 1)
         array = group.create_array(
-            str(k), shape=planes.shape, chunks=(3, TILE, TILE), shards=planes.shape, dtype="uint8",
-            compressors=ZstdCodec(level=19), fill_value=255, dimension_names=("c", "y", "x"),
+            str(k),
+            shape=planes.shape,
+            chunks=(3, TILE, TILE),
+            shards=planes.shape,
+            dtype="uint8",
+            compressors=ZstdCodec(level=19),
+            fill_value=255,
+            dimension_names=("c", "y", "x"),
         )
         array[:] = planes
+        scale = {"type": "scale", "scale": [1.0, MPP * 2**k, MPP * 2**k]}
+        datasets.append({"path": str(k), "coordinateTransformations": [scale]})
+    axes: list[Any] = [{"name": "c", "type": "channel"}]
+    axes += [{"name": name, "type": "space", "unit": "micrometer"} for name in "yx"]
+    multiscale: Any = {"name": path.name, "axes": axes, "datasets": datasets}
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the sample data; the same command writes the same bytes.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, metavar="DIR", help="default: here")
+    parser = argparse.ArgumentParser(description="Write the sample data; equal commands write equal bytes.")
+    here = Path(__file__).parent
+    parser.add_argument("--out", type=Path, default=here, metavar="DIR", help="default: the script's folder")
     parser.add_argument("--train", type=int, default=60, metavar="N", help="training images per class (60)")
     parser.add_argument("--val", type=int, default=40, metavar="N", help="validation images per class (40)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="(0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all images (0)")
     options = parser.parse_args()
-    nests: list[tuple[str | float, ...]] = []
+    nests: list[tuple[str | float, ...]] = [("path", "label", "x", "y", "width", "height")]
 
-    def scene(name: str, layout: Layout, label: str, *key: int) -> tuple[Path, Scene]:
-        """Where to write the image and what: a scene of its own for each key."""
+    def draw(name: str, layout: Layout, label: str, *key: int) -> tuple[Path, Scene]:
+        """The path to write and what to paint there: lots of its own for every key."""
         path = options.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawn = draw_scene(np.random.default_rng([options.seed, *key]), layout, label)
-        left, top, side = drawn.nest.x - drawn.nest.reach, drawn.nest.y - drawn.nest.reach, 2 * drawn.nest.reach
-        nests.append((name, label, round(left, 1), round(top, 1), round(side, 1), round(side, 1)))
-        return path, drawn
+        scene = draw_scene(np.random.default_rng([options.seed, *key]), layout, label)
+        nest, side = scene.nest, round(2 * scene.nest.reach, 1)
+        nests.append((name, label, round(nest.x - side / 2, 1), round(nest.y - side / 2, 1), side, side))
+        return path, scene
 
-    for split, (folder, count) in enumerate({"train": options.train, "val": options.val}.items()):
+    for split, (folder, count) in enumerate((("train", options.train), ("val", options.val))):
         for index, label in enumerate(CLASSES):
             for number in range(count):
-                write_tiff(*scene(f"tissue/{folder}/{label}/{number:03}.tif", FIELD, label, split, index, number))
-    write_slide(*scene("slide.svs", SLIDE, "lesion", 2, 0))
-    write_tiff(*scene("scene.ome.tif", SCENE, "clear", 2, 1), ome=True)
-    write_zarr(*scene("scene.ome.zarr", FIELD, "clear", 2, 2))
-    path, drawn = scene("scene.png", FIELD, "lesion", 2, 3)
-    Image.fromarray(pyramid(drawn, 1)[0]).save(path, optimize=True)
+                name = f"tissue/{folder}/{label}/{number:03}.tif"
+                write_tiff(*draw(name, FIELD, label, split, index, number))
+    write_slide(*draw("slide.svs", SLIDE, "lesion", 2, 0))
+    write_tiff(*draw("scene.ome.tif", SCENE, "clear", 2, 1), ome=True)
+    write_zarr(*draw("scene.ome.zarr", FIELD, "clear", 2, 2))
+    path, scene = draw("scene.png", FIELD, "lesion", 2, 3)
+    Image.fromarray(pyramid(scene, 1)[0]).save(path, optimize=True)
     with (options.out / "nests.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("path", "label", "x", "y", "width", "height"), *nests])
+        csv.writer(file, lineterminator="\n").writerows(nests)
 
 
 if __name__ == "__main__":

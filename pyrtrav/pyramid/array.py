@@ -32,9 +32,7 @@ class ArrayPyramid(Pyramid):
         window: Window | None = None,
     ) -> None:
         if pixels.ndim not in (2, 3) or 0 in pixels.shape:
-            raise RegionError(
-                f"an image array is (height, width) or (height, width, samples), got {pixels.shape}"
-            )
+            raise RegionError(f"an image array is (height, width) or (height, width, samples), got {pixels.shape}")
         self._array = pixels.reshape(*pixels.shape[:2], -1)
         super().__init__("<array>", mpp=mpp, channels=channels, window=window)
 
@@ -45,9 +43,7 @@ class ArrayPyramid(Pyramid):
         height, width, count = self._array.shape
         self.levels = (Level(0, width, height, 1.0, 1.0, width, height),)
         self.mpp, self.bounds, self.properties = None, Region(0, 0, width, height), {}
-        self.samples = Samples(
-            count - (count in (2, 4)), self._array.dtype, "straight" if count in (2, 4) else "none"
-        )
+        self.samples = Samples(count - (count in (2, 4)), self._array.dtype, "straight" if count in (2, 4) else "none")
         self._tiles: dict[Key, Tile] = {}
 
     def _tile(self, key: Key) -> Tile | None:

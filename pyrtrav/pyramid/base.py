@@ -76,9 +76,7 @@ class Pyramid(ABC):
         self._open_here()
         self.cost.tiles_total = self.tiles_total
         white = self._stored_background()
-        background = (
-            white if count == 3 else tuple(round(float(v)) for v in luma(np.array([white], float))[0])
-        )
+        background = white if count == 3 else tuple(round(float(v)) for v in luma(np.array([white], float))[0])
         samples = self.samples
         self.pixel_rule = PixelRule(samples, count, chosen, window or samples.window, background)
         self.pixel_rule.check(self.path)
@@ -162,9 +160,7 @@ class Pyramid(ABC):
         return _reopen, (type(self), self.path, self._options)
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.path!r}, {self.width} x {self.height}, {len(self.levels)} levels)"
-        )
+        return f"{type(self).__name__}({self.path!r}, {self.width} x {self.height}, {len(self.levels)} levels)"
 
     @property
     def width(self) -> int:
@@ -235,9 +231,7 @@ class Pyramid(ABC):
             raise RegionError(f"{self.path}: a patch needs at least one pixel, got {width} x {height}")
         shape = len(regions), height, width, self.channels
         if out is not None and (out.shape != shape or out.dtype != np.uint8):
-            raise RegionError(
-                f"{self.path}: `out` must be uint8 of shape {shape}, got {out.dtype} of {out.shape}"
-            )
+            raise RegionError(f"{self.path}: `out` must be uint8 of shape {shape}, got {out.dtype} of {out.shape}")
         with self._in_use():
             requests = [self._request(i, region, (width, height)) for i, region in enumerate(regions)]
             patches = Patches(

@@ -142,9 +142,7 @@ class Batch:
                 canvas.finish(self._patches, self._background)
 
 
-def request_of(
-    index: int, region: Region, size: tuple[int, int], level: Level, whole: tuple[int, int]
-) -> Request:
+def request_of(index: int, region: Region, size: tuple[int, int], level: Level, whole: tuple[int, int]) -> Request:
     """Return where a region lies in a level, by the ratio per axis of its size and the image's ``whole``."""
     left, step_x = _axis(region.x, region.width, level.width / whole[0], size[0])
     top, step_y = _axis(region.y, region.height, level.height / whole[1], size[1])

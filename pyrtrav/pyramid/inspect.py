@@ -54,9 +54,7 @@ def _file_digest(path: str) -> bytes:
 def _files_below(path: str) -> list[str]:
     if not os.path.isdir(path):
         return [os.path.abspath(path)]
-    return [
-        os.path.abspath(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names
-    ]
+    return [os.path.abspath(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names]
 
 
 def claims(path: str | os.PathLike[str]) -> bool:

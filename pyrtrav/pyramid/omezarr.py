@@ -105,9 +105,7 @@ class OmeZarrPyramid(Pyramid):
         if not arrays:
             raise CorruptImageError(self.path, "its multiscale image has no datasets")
         axes = _axes(multiscale.get("axes"), len(arrays[0].shape))
-        if len({(len(array.shape), array.dtype) for array in arrays}) > 1 or len(axes) != len(
-            arrays[0].shape
-        ):
+        if len({(len(array.shape), array.dtype) for array in arrays}) > 1 or len(axes) != len(arrays[0].shape):
             raise CorruptImageError(self.path, "its levels differ in axes or type")
         self._axes = [name for name, _ in axes]
         if self._axes.count("y") != 1 or self._axes.count("x") != 1:
@@ -115,9 +113,7 @@ class OmeZarrPyramid(Pyramid):
         y, x = self._axes.index("y"), self._axes.index("x")
         arrays.sort(key=lambda array: array.shape[y] * array.shape[x], reverse=True)
         self._arrays = list(_distinct_sizes(arrays, y, x))
-        self.levels = tuple(
-            _level(self.path, i, array, self._arrays[0], y, x) for i, array in enumerate(self._arrays)
-        )
+        self.levels = tuple(_level(self.path, i, array, self._arrays[0], y, x) for i, array in enumerate(self._arrays))
         self.bounds = Region(0, 0, self.levels[0].width, self.levels[0].height)
         finest = multiscale["datasets"][[f"{root}{name}" for name in names].index(self._arrays[0].name)]
         self.mpp = _mpp(multiscale, finest, x, axes[x][1])
@@ -146,11 +142,7 @@ class OmeZarrPyramid(Pyramid):
         place = {"y": row, "x": column}
         if self._channel_axis is None:
             chunk = array.read_chunk([place.get(axis, 0) for axis in self._axes])
-            return (
-                None
-                if chunk is None
-                else RawTile(self._plane(chunk.values, 0)[:, :, None], chunk.stored_bytes)
-            )
+            return None if chunk is None else RawTile(self._plane(chunk.values, 0)[:, :, None], chunk.stored_bytes)
         size = array.chunks[self._channel_axis]
         stored, found = 0, False
         samples = np.zeros((at.tile_height, at.tile_width, self.samples.colors), array.dtype)
@@ -180,9 +172,7 @@ def _image_group(path: str, store: Store) -> tuple[str, Mapping[str, Any]]:
         if isinstance(attributes.get("multiscales"), list) and attributes["multiscales"]:
             return root, attributes
         if "plate" in attributes or "well" in attributes:
-            raise UnsupportedFormatError(
-                f"{path}: is a plate of many images; name one of them, such as {path}/A/1/0"
-            )
+            raise UnsupportedFormatError(f"{path}: is a plate of many images; name one of them, such as {path}/A/1/0")
     raise UnsupportedFormatError(f"{path}: is zarr, but no OME-Zarr image: it has no `multiscales` metadata")
 
 
@@ -226,9 +216,7 @@ def _level(path: str, index: int, array: ZarrArray, first: ZarrArray, y: int, x:
     height, width = array.shape[y], array.shape[x]
     tile_height, tile_width = array.chunks[y], array.chunks[x]
     if tile_width * tile_height > MAX_TILE_PIXELS:
-        raise UnsupportedFormatError(
-            f"{path}: its chunks of {tile_width} x {tile_height} cannot be read lazily"
-        )
+        raise UnsupportedFormatError(f"{path}: its chunks of {tile_width} x {tile_height} cannot be read lazily")
     ratios = first.shape[x] / width, first.shape[y] / height
     return Level(index, width, height, *ratios, tile_width, tile_height)
 

@@ -82,9 +82,7 @@ def read_head(path: str) -> bytes:
             return b""
         if not stat.S_ISREG(mode):
             # Opening a named pipe would wait forever.
-            raise PyramidError(
-                f"{path}: is a pipe, socket or device; an image is a regular file or a zarr folder"
-            )
+            raise PyramidError(f"{path}: is a pipe, socket or device; an image is a regular file or a zarr folder")
         with open(path, "rb") as file:
             head = file.read(512)
     except FileNotFoundError as error:
@@ -121,9 +119,7 @@ def candidates(path: str, head: bytes) -> tuple[str, ...]:
         # The .mrxs itself is a JPEG preview: it must not be taken for the slide.
         folder = Path(path).with_suffix("")
         what = "is damaged" if folder.is_dir() else "is missing"
-        raise UnsupportedFormatError(
-            f"{path}: the folder {folder.name!r} with the slide's data {what}; put it beside"
-        )
+        raise UnsupportedFormatError(f"{path}: the folder {folder.name!r} with the slide's data {what}; put it beside")
     return ("raster",)
 
 

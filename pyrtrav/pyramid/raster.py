@@ -34,7 +34,7 @@ FORMATS = (
 )  # fmt: skip
 """Formats that are asked for. Pillow's others hand the file to external programs, or hold no photograph."""
 
-_ORIENTATION = 0x0112
+_ORIENTATION, _TILE_WIDTH = 274, 322
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -58,6 +58,8 @@ class _Header:
     size: tuple[int, int]
     orientation: int
     frames: int
+    tiled: bool
+    """Of a TIFF."""
 
 
 class RasterPyramid(Pyramid):
@@ -111,9 +113,7 @@ class RasterPyramid(Pyramid):
         else:
             finer = self._level_tile((key[0] - 1, 0, 0))
             valid = (
-                None
-                if finer.valid is None
-                else halve(finer.valid[:, :, None].astype(np.uint8) * 255)[:, :, 0] > 127
+                None if finer.valid is None else halve(finer.valid[:, :, None].astype(np.uint8) * 255)[:, :, 0] > 127
             )
             tile = Tile(halve(finer.pixels), valid)
         if tile.nbytes > self._cache.max_bytes // 2:
@@ -135,13 +135,9 @@ class RasterPyramid(Pyramid):
                     image = image.transpose(_TURNS[header.orientation])
                 samples = np.asarray(image)
         except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to
-            raise CorruptImageError(
-                self.path, f"{type(error).__name__}: {error}", level=0, column=0, row=0
-            ) from error
+            raise CorruptImageError(self.path, f"{type(error).__name__}: {error}", level=0, column=0, row=0) from error
         if samples.shape[:2] != (self.levels[0].height, self.levels[0].width):
-            raise CorruptImageError(
-                self.path, "its size is not what its header says", level=0, column=0, row=0
-            )
+            raise CorruptImageError(self.path, "its size is not what its header says", level=0, column=0, row=0)
         return RawTile(samples.reshape(*samples.shape[:2], -1), self._stored_bytes)
 
 
@@ -192,21 +188,18 @@ def _read_header(path: str, file: BinaryIO) -> _Header:
         if image.mode == "P" or (image.mode in ("1", "L", "RGB") and "transparency" in image.info):
             target = "RGBA" if "transparency" in image.info else "RGB"
         frames = int(getattr(image, "n_frames", 1)) if image.format in ("TIFF", "MPO") else 1
-        header = _Header(image.format or "", image.mode, target, image.size, _orientation(image), frames)
+        tiled = image.format == "TIFF" and _TILE_WIDTH in getattr(image, "tag_v2", {})
+        header = _Header(image.format or "", image.mode, target, image.size, _orientation(image), frames, tiled)
     except UnidentifiedImageError as error:
         raise UnsupportedFormatError(f"{path}: {error}") from error
     except Exception as error:  # a plugin's parser on damaged bytes
-        raise CorruptImageError(
-            path, f"its header cannot be read: {type(error).__name__}: {error}"
-        ) from error
+        raise CorruptImageError(path, f"its header cannot be read: {type(error).__name__}: {error}") from error
     if header.target not in _SAMPLES:
         raise UnsupportedFormatError(f"{path}: Pillow's mode {header.mode!r} is not supported")
     if min(header.size) < 1:
         raise CorruptImageError(path, f"impossible size: {header.size[0]} x {header.size[1]}")
-    if header.format == "TIFF" and header.frames > 1:
-        raise UnsupportedFormatError(
-            f"{path}: a TIFF of {header.frames} pages, of which Pillow shows the first only"
-        )
+    if header.format == "TIFF" and (header.frames > 1 or header.tiled):
+        raise UnsupportedFormatError(f"{path}: of TIFFs only single images in strips are left to Pillow")
     return header
 
 

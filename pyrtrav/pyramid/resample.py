@@ -187,12 +187,7 @@ class AreaMean:
         self.sums: Sums = np.zeros((height, width, len(background)), np.uint32)
         self.covered: Sums | None = np.zeros((height, width), np.uint32) if mask else None
         right, bottom = level_size[0] * self.unit, level_size[1] * self.unit
-        if (
-            self.edges_x[0] < 0
-            or self.edges_y[0] < 0
-            or self.edges_x[-1] > right
-            or self.edges_y[-1] > bottom
-        ):
+        if self.edges_x[0] < 0 or self.edges_y[0] < 0 or self.edges_x[-1] > right or self.edges_y[-1] > bottom:
             inside = _areas(np.clip(self.edges_x, 0, right), np.clip(self.edges_y, 0, bottom))
             self.sums += (_areas(self.edges_x, self.edges_y) - inside)[:, :, None] * self.background
 

@@ -60,9 +60,7 @@ class SlidePyramid(Pyramid):
 
     def _bounds(self, width: int, height: int) -> Region:
         try:
-            x, y, w, h = (
-                float(self.properties[f"openslide.bounds-{name}"]) for name in ("x", "y", "width", "height")
-            )
+            x, y, w, h = (float(self.properties[f"openslide.bounds-{name}"]) for name in ("x", "y", "width", "height"))
         except (KeyError, ValueError):
             return Region(0, 0, width, height)
         inside = Region(x, y, w, h).intersection(Region(0, 0, width, height))

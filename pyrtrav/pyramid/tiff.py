@@ -94,9 +94,7 @@ class TiffPyramid(Pyramid):
 
     def _stored_bytes(self, offset: int, count: int, limit: int) -> bytes:
         if offset + count > self._size:
-            raise OSError(
-                f"its {count} bytes at {offset} lie beyond the end of the file ({self._size} bytes)"
-            )
+            raise OSError(f"its {count} bytes at {offset} lie beyond the end of the file ({self._size} bytes)")
         if count > limit:
             raise OSError(f"its {count} bytes are more than such a tile can take")
         data = os.pread(self._fd, count, offset)

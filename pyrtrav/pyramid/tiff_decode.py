@@ -65,9 +65,7 @@ def decode_segment(page: Any, data: bytes, index: int, size: tuple[int, int]) ->
 
 def _check_size(found: tuple[int, int], declared: tuple[int, int]) -> None:
     if found[0] > declared[0] or found[1] > declared[1]:
-        raise ValueError(
-            f"the tile is {found[0]} x {found[1]} pixels, but {declared[0]} x {declared[1]} are declared"
-        )
+        raise ValueError(f"the tile is {found[0]} x {found[1]} pixels, but {declared[0]} x {declared[1]} are declared")
 
 
 def decode_jpeg(data: bytes, tables: bytes | None, photometric: int, frame: Frame) -> NDArray[np.uint8]:

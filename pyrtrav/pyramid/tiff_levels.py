@@ -98,9 +98,7 @@ def check_tile_sizes(path: str, pages: Sequence[Any]) -> None:
             int(page.tags.valueof(code, 0)) for code in (_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH)
         )
         if min(width, height, tile_width, tile_height) < 1:
-            raise CorruptImageError(
-                path, f"impossible size: {width} x {height}, tile {tile_width} x {tile_height}"
-            )
+            raise CorruptImageError(path, f"impossible size: {width} x {height}, tile {tile_width} x {tile_height}")
         if tile_width * tile_height > MAX_TILE_PIXELS:
             raise _too_large(path, "tiles", tile_width, tile_height)
 
@@ -161,9 +159,7 @@ def _directory(path: str, pages: tuple[Any, ...]) -> Directory:
     tile_width = int(page.tilewidth) if page.is_tiled else width
     tile_height = int(page.tilelength) if page.is_tiled else min(int(page.rowsperstrip or height), height)
     if min(width, height, tile_width, tile_height) < 1:
-        raise CorruptImageError(
-            path, f"impossible size: image {width} x {height}, tile {tile_width} x {tile_height}"
-        )
+        raise CorruptImageError(path, f"impossible size: image {width} x {height}, tile {tile_width} x {tile_height}")
     together = int(page.samplesperpixel) if page.planarconfig == 1 else 1
     tile_bytes = tile_width * tile_height * together * np.dtype(page.dtype).itemsize
     if tile_width * tile_height > MAX_TILE_PIXELS or tile_bytes > MAX_TILE_BYTES:
@@ -192,11 +188,7 @@ def _check_supported(path: str, page: Any) -> None:
         raise UnsupportedFormatError(f"{path}: Aperio JPEG 2000 in YCbCr is left to the backend `slide`")
     if int(page.compression) not in SUPPORTED:
         raise UnsupportedFormatError(f"{path}: its compression ({int(page.compression)}) is not supported")
-    if (
-        page.dtype is None
-        or np.dtype(page.dtype).kind not in "buif"
-        or not isinstance(page.bitspersample, int)
-    ):
+    if page.dtype is None or np.dtype(page.dtype).kind not in "buif" or not isinstance(page.bitspersample, int):
         raise UnsupportedFormatError(f"{path}: its sample type ({page.bitspersample} bits) is not supported")
     if page.imagedepth != 1:
         raise UnsupportedFormatError(f"{path}: volumes (ImageDepth {page.imagedepth}) are not supported")

@@ -24,9 +24,16 @@ from numpy.typing import NDArray
 from pyrtrav.errors import CorruptImageError, UnsupportedFormatError
 from pyrtrav.pyramid.tiles import MAX_TILE_BYTES
 
+def _blosc(data: bytes, out: int) -> Any:
+    # The library believes this number and reads past the end of a chunk that was cut short.
+    if len(data) < 16 or int.from_bytes(data[12:16], "little") != len(data):
+        raise ValueError(f"the chunk of {len(data)} bytes is not as long as its header says")
+    return imagecodecs.blosc_decode(data, out=out)
+
+
 # Every one of them takes `out`, the size that is expected, and fails rather than give more.
 _DECODERS: dict[str, Callable[..., Any]] = {
-    "blosc": imagecodecs.blosc_decode,
+    "blosc": _blosc,
     "zstd": imagecodecs.zstd_decode,
     "gzip": imagecodecs.gzip_decode,
     "zlib": imagecodecs.zlib_decode,
@@ -82,9 +89,7 @@ class ZipStore:
         self._lock = Lock()
         tops = {name.split("/", 1)[0] for name in self._zip.namelist() if "/" in name}
         self._prefix = ""
-        if len(tops) == 1 and not any(
-            self.size(name) is not None for name in (".zattrs", "zarr.json", ".zgroup")
-        ):
+        if len(tops) == 1 and not any(self.size(name) is not None for name in (".zattrs", "zarr.json", ".zgroup")):
             self._prefix = tops.pop() + "/"
 
     def _info(self, key: str) -> zipfile.ZipInfo | None:
@@ -287,9 +292,7 @@ def _layout_3(path: str, name: str, said: Mapping[str, Any]) -> _Layout:
     shards, chunks, index_first, index_checked = None, outer, False, False
     if codecs[0]["name"] == "sharding_indexed":
         if len(codecs) > 1:
-            raise UnsupportedFormatError(
-                f"{path}: array {name!r} compresses whole shards, which is not supported"
-            )
+            raise UnsupportedFormatError(f"{path}: array {name!r} compresses whole shards, which is not supported")
         sharding = codecs[0]["configuration"]
         shards, (_, chunks) = outer, _sizes(path, name, shape, sharding["chunk_shape"])
         if any(shard % chunk for shard, chunk in zip(shards, chunks, strict=True)):
@@ -343,7 +346,5 @@ def _dtype(path: str, name: str, said: Any) -> np.dtype[Any]:
 def _codec(path: str, name: str, codec: str) -> str:
     codec = codec.removeprefix("numcodecs.")
     if codec not in _DECODERS and codec != "crc32c":
-        raise UnsupportedFormatError(
-            f"{path}: array {name!r} is compressed by {codec!r}, which is not supported"
-        )
+        raise UnsupportedFormatError(f"{path}: array {name!r} is compressed by {codec!r}, which is not supported")
     return codec

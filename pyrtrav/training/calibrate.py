@@ -36,6 +36,9 @@ def calibrate(
     model: Model, examples: Sequence[Example], images: OpenImages, settings: Settings, *, draws: int = 4
 ) -> Calibration:
     """Fit the default selection on validation examples; ``settings`` are those of training (``sample``)."""
+    if settings.depth == 0:
+        only = evaluate(model, examples, images, replace(settings, select="all"))
+        return Calibration({"select": "all"}, only, only)
     runs = [evaluate(model, examples, images, replace(settings, seed=settings.seed + i)) for i in range(draws)]
     sampled = Evaluation(
         np.mean([run.probabilities for run in runs], axis=0),
