@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +31,10 @@ from pyrtrav.training.trainer import Trainer
 Row = dict[str, Any]
 
 
-def train(dataset: Dataset, out: Path, seed: int, assignments: list[str]) -> tuple[Path, float]:
-    """Train with the defaults and the assignments; returns the model file and the seconds that it took."""
+def train(dataset: Dataset, out: Path, seed: int, assignments: list[str]) -> Path:
+    """Train with the defaults and the assignments; returns the model file."""
     card, config = plan_training(dataset, assignments=assignments)
-    begun = time.perf_counter()
-    path = Trainer(dataset, card, config, out, seed=seed).run()
-    return path, time.perf_counter() - begun
+    return Trainer(dataset, card, config, out, seed=seed).run()
 
 
 def draw_evaluations(model: TopDown, dataset: Dataset, draws: int = 4) -> list[Evaluation]:
@@ -81,12 +78,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("sample_data/tissue"))
     parser.add_argument("--out", type=Path, default=Path("runs/sample-task"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", type=Path, help="a model trained on the data; default: train one")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     asked = parser.parse_args()
 
     dataset = load_dataset(asked.data, seed=asked.seed)
-    path, seconds = train(dataset, asked.out / "trained", asked.seed, asked.set)
-    loaded = load_model(path)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(asked.model or train(dataset, asked.out / "trained", asked.seed, asked.set))
     model = loaded.model
     assert isinstance(model, TopDown)
     config = make_config(TopDownConfig, loaded.card.config)
@@ -103,7 +101,7 @@ def main() -> None:
     rows.append(row("trained, budget of the same mean", [evaluate(model, examples, images, by_budget)]))
     blind(model, dataset, rows[0]["cells"])
     rows.append(row("trained, blind policy", draw_evaluations(model, dataset)))
-    glance, _ = train(dataset, asked.out / "glance", asked.seed, [*asked.set, "max_depth=0"])
+    glance = train(dataset, asked.out / "glance", asked.seed, [*asked.set, "max_depth=0"])
     glance_model = load_model(glance).model
     rows.append(row("glance alone (depth 0)", [evaluate(glance_model, examples, images, Settings(select="all"))]))
 
@@ -111,14 +109,17 @@ def main() -> None:
         "data": str(asked.data),
         "seed": asked.seed,
         "set": asked.set,
-        "training_seconds": round(seconds, 1),
+        "training_seconds": loaded.card.training["seconds"],
         "c_t": config.cells_wanted(config.max_depth),
         "cells_on_offer": on_offer,
         "validation_images": len(examples),
         "rows": rows,
     }
     (asked.out / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"c_t {summary['c_t']:g} of {on_offer} cells on offer; trained in {seconds:.0f} s; {len(examples)} images")
+    print(
+        f"c_t {summary['c_t']:g} of {on_offer} cells on offer; trained in {summary['training_seconds']:.0f} s; "
+        f"{len(examples)} validation images"
+    )
     print(f"{'':34}{'accuracy':>10}{'lowest':>10}{'cells':>8}")
     for made in rows:
         print(f"{made['model']:34}{made['accuracy']:>10.3f}{made['lowest']:>10.3f}{made['cells']:>8.2f}")

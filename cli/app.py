@@ -8,10 +8,10 @@ import traceback
 from typing import Annotated
 
 import typer
-from pyrtrav.cli import classify, doctor, explain, info, train
-from pyrtrav.cli.render import stderr
 
 from pyrtrav import __version__
+from pyrtrav.cli import classify, doctor, explain, info, train
+from pyrtrav.cli.render import stderr
 from pyrtrav.errors import PyramidError, PyrtravError
 
 app = typer.Typer(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from pyrtrav.cli import options as o
 from pyrtrav.cli.render import note, progress, size, stderr, stdout, table, warn
 

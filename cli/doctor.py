@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from pyrtrav.cli import options as o
 from pyrtrav.cli.render import stdout, table
 

@@ -206,7 +206,7 @@ class Traversal(nn.Module):
         trace.add_edges(parents, cell, column[inside], row[inside], region[inside], logit, probability, eligible)
 
     def _cells(self, trace: Trace, parents: Ints, cell: Ints) -> tuple[Ints, Ints, Floats]:
-        """Lattice positions and regions (edge axis) of cells; from the root where there is a lattice, so equal is equal."""
+        """Lattice positions and regions (edge axis) of cells; on a lattice equal places have equal regions."""
         grid = self.grid
         column, row = cell % grid.cells, cell // grid.cells
         ratio = grid.ratio

@@ -5,7 +5,7 @@
 Every image is pink tissue on white glass with one *nest*, a purple region of about 170 px that a 64 px
 thumbnail shows well. Its nuclei tell the class: solid discs in ``clear``, rings in ``lesion``. A ring has the
 mass and the second moment of the disc it stands for, and colours mix linearly, so box means of the two are
-alike until a pixel is finer than a nucleus. Nothing else depends on the class.
+alike until a pixel is well inside a nucleus. Nothing else depends on the class.
 
 Lengths are level-0 pixels (0.5 um each), x right, y down; angles are radians; colours are RGB in 0..255.
 """
@@ -45,11 +45,11 @@ NEST: Colour = (196, 142, 190)
 NUCLEUS: Colour = (84, 54, 128)
 SMOOTH: tuple[Colour, ...] = ((214, 146, 178), (236, 198, 214), (240, 232, 239))  # muscle, oedema, lumen
 
-# How fine the difference is (measured, see README.md): nothing at 16 px per pixel, a hint at 8, plain at 4.
+# How fine the difference is (measured, see README.md): nothing at 16 px per pixel, plain at 8.
 RADIUS = (11.0, 12.5)
 HOLE = 0.5  # radius of a ring's hole, in radii of the disc
 RIM = 4.0  # width of a nucleus's soft edge; a harder one only costs JPEG bytes
-OPACITY = 0.43  # of a solid nucleus; a ring has about twice as much, so this stays below 0.5
+OPACITY = 0.43  # of a solid nucleus; a ring has twice as much and scatter, so this stays below 0.45
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class Nucleus:
 
         if not self.ring:
             return self.opacity * disc(self.radius)
-        # Mass goes with opacity * (outer^2 - inner^2), second moment with mass * (outer^2 + inner^2), where a disc
-        # has no inner radius. Soft edges cancel in a ring; to a disc they add RIM^2 / 12.
+        # Mass goes with opacity * (outer^2 - inner^2), second moment with mass * (outer^2 + inner^2), where a
+        # disc has no inner radius. Soft edges cancel in a ring; to a disc they add RIM^2 / 12.
         inner, soft = HOLE * self.radius, RIM**2 / 12
         outer = math.sqrt(self.radius**2 - inner**2 - soft)
         opacity = self.opacity * (self.radius**2 + soft) / (outer**2 - inner**2)

@@ -3,9 +3,8 @@
 import json
 import os
 import shutil
-import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +68,7 @@ def test_bytes_read_are_those_of_the_attended_tiles(predictor: Predictor, reads:
     assert record["cost"]["tiles_total"] == len(list(stored_tiles(SLIDE)))
 
 
-def test_garbage_in_every_other_tile_changes_nothing(
-    predictor: Predictor, reads: list[Span], tmp_path: Path
-) -> None:
+def test_garbage_in_every_other_tile_changes_nothing(predictor: Predictor, reads: list[Span], tmp_path: Path) -> None:
     path = copy_of(tmp_path)
     before = predictor.predict([path])[0]
     attended = set(reads)
@@ -127,14 +124,14 @@ def test_training_decodes_attended_tiles_only(tmp_path: Path, reads: list[Span])
     """A training step reads a small part of its images' bytes."""
     import torch
 
-    from pyrtrav.methods.topdown import LearningRule, TopDown, TopDownConfig
     from pyrtrav.encoders import build_encoder
+    from pyrtrav.methods.topdown import LearningRule, TopDown, TopDownConfig
 
     config = TopDownConfig(max_depth=3, c_t=3.0)
     model = TopDown(config, build_encoder("residual"), 2)
     with open_pyramid(SLIDE) as image:
         rule = LearningRule(config, 3)
-        loss, _, trace = rule(model, [image], torch.tensor([1]), torch.Generator().manual_seed(0))
+        loss, _, _ = rule(model, [image], torch.tensor([1]), torch.Generator().manual_seed(0))
         loss.backward()
         spans = {span: count for *_, span in stored_tiles(SLIDE) if (count := span[1])}
         assert set(reads) <= set(spans)

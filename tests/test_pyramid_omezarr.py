@@ -282,7 +282,9 @@ def test_first_time_and_focal_plane(tmp_path: Path) -> None:
     ],
 )
 def test_mpp_needs_a_unit(unit: str | None, scale: float, mpp: float | None, tmp_path: Path) -> None:
-    path = write_zarr(tmp_path / "a.zarr", [picture(40, 50)], "yxc", version=3, unit=unit, scale=scale, chunks=(32, 32, 3))
+    path = write_zarr(
+        tmp_path / "a.zarr", [picture(40, 50)], "yxc", version=3, unit=unit, scale=scale, chunks=(32, 32, 3)
+    )
     with open_pyramid(path) as pyramid:
         assert pyramid.mpp == (None if mpp is None else pytest.approx(mpp))
 

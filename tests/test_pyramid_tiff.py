@@ -438,7 +438,7 @@ def test_broken_chains_of_directories_are_refused(tmp_path: Path) -> None:
             open_pyramid(path)
     for length in (8, len(data) // 4, len(data) // 2):
         path.write_bytes(data[:length])
-        with pytest.raises(CorruptImageError, match="truncated|not a readable TIFF"):
+        with pytest.raises(CorruptImageError, match=r"truncated|not a readable TIFF"):
             open_pyramid(path)
 
 
@@ -494,9 +494,9 @@ def test_a_tile_of_another_legal_kind_is_read(options: dict[str, Any], tmp_path:
 
 def test_a_tile_that_inflates_without_end_is_refused(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", [picture(139, 205)], photometric="rgb", compression="deflate")
-    with open_pyramid(replace_tile(path, imagecodecs.zlib_encode(bytes(200 << 20)))) as pyramid:
-        with pytest.raises(CorruptImageError, match="level 0, tile column 1, row 1"):
-            pyramid.read(Region(100, 70, 4, 4), 4)
+    bomb = replace_tile(path, imagecodecs.zlib_encode(bytes(200 << 20)))
+    with open_pyramid(bomb) as pyramid, pytest.raises(CorruptImageError, match="level 0, tile column 1, row 1"):
+        pyramid.read(Region(100, 70, 4, 4), 4)
     set_tile(path, middle_tile(path), count=4_000_000_000)
     with open_pyramid(path) as pyramid, pytest.raises(CorruptImageError, match="beyond the end of the file"):
         pyramid.read(Region(100, 70, 4, 4), 4)
@@ -508,9 +508,9 @@ def test_jpeg_2000_bombs_are_refused_by_their_header(tmp_path: Path) -> None:
     at = stream.index(b"\xff\x4f\xff\x51")
     assert jpeg_2000_size(bytes(stream)) == (64, 48)
     struct.pack_into(">II", stream, at + 8, 1 << 20, 1 << 20)
-    with open_pyramid(replace_tile(path, bytes(stream))) as pyramid:
-        with pytest.raises(CorruptImageError, match="the tile is 1048576 x 1048576 pixels"):
-            pyramid.read(Region(100, 70, 4, 4), 4)
+    bomb = replace_tile(path, bytes(stream))
+    with open_pyramid(bomb) as pyramid, pytest.raises(CorruptImageError, match="tile is 1048576 x 1048576 pixels"):
+        pyramid.read(Region(100, 70, 4, 4), 4)
 
 
 def test_jpeg_frames(tmp_path: Path) -> None:

@@ -24,9 +24,11 @@ Differs from the paper:
 3. The slope of the leaky ReLU is not stated in the paper; 0.2 is TensorFlow's default.
 4. The first batch's mean starts the baseline (12), and a step uses the baseline from before it.
 5. c_r is not given in the paper; by default it is the probability at which a policy that favours no place attends
-   c_t cells (``policy_gradient.probability_for``). The location module's bias starts there too
-   (``initial_probability``; 0.5 is the paper's zero bias), so that training does not begin by attending everything.
+   c_t cells (``policy_gradient.probability_for``).
 6. The default weights (lambda) are not the paper's: with Adam only their ratio and its epsilon matter.
+7. Two aids for few images, both off with 0: at the start of a stage c_t is higher and falls to its value
+   (``explore``), so that the encoder sees enough before the policy has learned; and every attended vector is also
+   classified by itself (``lambda_v``), as in the published successor.
 """
 
 from collections.abc import Sequence
@@ -72,27 +74,27 @@ class TopDownConfig:
     """Look once at a cell that two parents attend."""
     finest_mpp: float | None = None
     """Micrometres a patch pixel below which no image is followed; None goes down to level 0."""
-    c_t: float | tuple[float, ...] = 8.0
+    c_t: float | tuple[float, ...] = 12.0
     """Cells to attend an image on average, the glance not counted; one value for the greatest depth, or one a depth."""
     c_r: float | None = None
     """Average probability aimed at for each place in the grid; None derives it from c_t."""
-    initial_probability: float | None = None
-    """Probability of every cell before training; None takes c_r."""
+    initial_probability: float | None = 0.5
+    """Probability of every cell before training: 0.5 is the paper's zero bias; None takes c_r."""
     lambda_f: float = 1.0
     """Weight of REINFORCE."""
     lambda_t: float = 0.1
     """Weight of the distance to c_t."""
-    lambda_r: float = 0.1
+    lambda_r: float = 0.01
     """Weight of the distance to c_r."""
     lambda_v: float = 0.3
     """Weight of the mean log-likelihood of every attended vector on its own; 0 is the paper."""
-    explore: float = 0.5
+    explore: float = 0.3
     """Share of each stage over which c_t falls from ``explore_cells`` to its value; 0 is the paper."""
     explore_cells: float = 0.5
     """Share of all cells on offer that are attended at the start of exploring."""
     samples: int = 2
     """Monte Carlo samples an image (M)."""
-    gradual: bool = True
+    gradual: bool = False
     """Train depth by depth (5) rather than all depths from the start."""
 
     def __post_init__(self) -> None:

@@ -112,9 +112,9 @@ class RasterPyramid(Pyramid):
             tile = Tile(*self.pixel_rule.apply(raw.samples))
         else:
             finer = self._level_tile((key[0] - 1, 0, 0))
-            valid = (
-                None if finer.valid is None else halve(finer.valid[:, :, None].astype(np.uint8) * 255)[:, :, 0] > 127
-            )
+            valid = None
+            if finer.valid is not None:  # where more than half of the pixels are
+                valid = halve(finer.valid[:, :, None] * np.uint8(255))[:, :, 0] > 128
             tile = Tile(halve(finer.pixels), valid)
         if tile.nbytes > self._cache.max_bytes // 2:
             self._kept[key] = tile

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pyrtrav.errors import CorruptImageError, UnsupportedFormatError
 from pyrtrav.pyramid.tiles import MAX_TILE_BYTES
 
+
 def _blosc(data: bytes, out: int) -> Any:
     # The library believes this number and reads past the end of a chunk that was cut short.
     if len(data) < 16 or int.from_bytes(data[12:16], "little") != len(data):

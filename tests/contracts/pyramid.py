@@ -71,7 +71,9 @@ def slow_means(
     weight_x, side_x = _weights(region.x * width / full_width, step_x, size[0], width, f)
     weight_y, side_y = _weights(region.y * height / full_height, step_y, size[1], height, f)
     area = side_y[:, None] * side_x
-    inside = np.einsum("ih,hwc,jw->ijc", weight_y, chosen.astype(np.float64), weight_x, optimize=True)
+    rows, columns = weight_y.any(0), weight_x.any(0)
+    covered = chosen[rows][:, columns].astype(np.float64)
+    inside = np.einsum("ih,hwc,jw->ijc", weight_y[:, rows], covered, weight_x[:, columns], optimize=True)
     outside = area - weight_y.sum(1)[:, None] * weight_x.sum(1)
     return np.asarray((inside + outside[:, :, None] * np.array(background, np.float64)) / area[:, :, None])
 
@@ -92,7 +94,7 @@ def slow_valid(sample: Sample, region: Region, size: tuple[int, int]) -> NDArray
     return np.asarray(means[:, :, 0] > 0.5)
 
 
-def some_regions(sample: Sample, seed: int, count: int = 12) -> list[Region]:
+def some_regions(sample: Sample, seed: int, count: int = 8) -> list[Region]:
     """Regions of every scale that touch the image, many of them over its edge, and the cells of one grid."""
     random = np.random.default_rng(seed)
     height, width = sample.levels[0].shape[:2]
@@ -115,7 +117,7 @@ def whole_level_regions(sample: Sample) -> list[tuple[Region, tuple[int, int]]]:
 def _read_in_child(pyramid: Pyramid, region: Region, size: int, pipe: Any) -> None:
     try:
         pipe.send(pyramid.read(region, size).pixels)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 (the parent raises it)
         pipe.send(error)
 
 
@@ -128,7 +130,7 @@ class PyramidContract:
 
     @pytest.fixture
     def open_it(self, sample: Sample) -> Callable[..., Pyramid]:
-        return lambda **options: open_pyramid(sample.path, **options)
+        return lambda path=sample.path, **options: open_pyramid(path, **options)
 
     def test_levels_are_the_stored_ones(self, sample: Sample, open_it: Callable[..., Pyramid]) -> None:
         with open_it() as pyramid:
@@ -225,12 +227,12 @@ class PyramidContract:
         with open_it(channels=1, mpp=0.7) as pyramid:
             stored = pickle.dumps(pyramid)
             assert len(stored) < 1000
-            with pickle.loads(stored) as copy:
+            with pickle.loads(stored) as copy:  # noqa: S301
                 assert (copy.mpp, copy.channels, type(copy)) == (0.7, 1, type(pyramid))
                 np.testing.assert_array_equal(copy.read(region, 20).pixels, pyramid.read(region, 20).pixels)
 
     def test_eight_threads_read_the_same(self, sample: Sample, open_it: Callable[..., Pyramid]) -> None:
-        regions = some_regions(sample, seed=2, count=30)
+        regions = some_regions(sample, seed=2, count=16)
         with open_it() as pyramid:
             expected = [slow_read(sample.levels, region, (16, 16), sample.background) for region in regions]
             with ThreadPoolExecutor(8) as pool:
@@ -266,9 +268,10 @@ class PyramidContract:
         pyramid.close()
         with pytest.raises(PyramidError, match="is closed"):
             pyramid.read(region, 8)
-        with pytest.raises(PyramidError, match="is closed"), open_it() as other:
-            other.close()
-            other.read_many([region], 8)
+        with open_it() as pyramid:
+            pass
+        with pytest.raises(PyramidError, match="is closed"):
+            pyramid.read_many([region], 8)
 
     @pytest.mark.parametrize("region", [Region(0, 0, 0, 5), Region(0, 0, 5, -1), Region(float("nan"), 0, 5, 5)])
     def test_impossible_regions(self, open_it: Callable[..., Pyramid], region: Region) -> None:
@@ -290,7 +293,7 @@ class PyramidContract:
     def test_a_changed_file_is_an_error(self, sample: Sample, open_it: Callable[..., Pyramid], tmp_path: Path) -> None:
         copy = tmp_path / f"copy-{sample.path.name}"
         (shutil.copytree if sample.path.is_dir() else shutil.copy)(sample.path, copy)
-        with open_pyramid(copy) as pyramid:
+        with open_it(copy) as pyramid:
             before = fingerprint(copy)
             pyramid.read(Region(0, 0, 8, 8), 8)
             changed = next(path for path in copy.iterdir() if path.is_file()) if copy.is_dir() else copy
@@ -302,11 +305,11 @@ class PyramidContract:
             with pytest.raises(PyramidError, match="No such file"):
                 pyramid.read(Region(0, 0, 8, 8), 8)
 
-    def test_a_damaged_tile_spoils_only_what_it_touches(self, sample: Sample) -> None:
+    def test_a_damaged_tile_spoils_only_what_it_touches(self, sample: Sample, open_it: Callable[..., Pyramid]) -> None:
         assert sample.damaged is not None
         height, width = sample.levels[0].shape[:2]
         middle, corner = Region(width // 2 - 2, height // 2 - 2, 4, 4), Region(0, 0, 4, 4)
-        with open_pyramid(sample.damaged) as pyramid:
+        with open_it(sample.damaged) as pyramid:
             for _ in range(2):  # an error does not stay
                 patches = pyramid.read_many([corner, middle, corner], 4)
                 error = patches.errors[1]
@@ -316,7 +319,7 @@ class PyramidContract:
                 assert error.column == width // 2 // level.tile_width
                 assert error.row == height // 2 // level.tile_height
                 assert f"level 0, tile column {error.column}, row {error.row}" in str(error)
-                assert str(pickle.loads(pickle.dumps(error))) == str(error)
+                assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301
                 if not sample.one_tile:
                     assert patches.errors[::2] == [None, None]
                     np.testing.assert_array_equal(patches.pixels[2], sample.levels[0][:4, :4])
