@@ -41,7 +41,10 @@ def classify(
 
     predictor = Predictor(model, device=device)
     settings = predictor.settings(select=select, tau=tau, k=k, budget=budget, depth=depth, seed=seed)
-    paths = cohort.find_images(images)
+    paths, others = cohort.find_images(images)
+    if others:
+        named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        warn(f"{len(others)} files in the folders are no images that can be opened, and are left out: {named}")
     results = cohort.ResultFile(out, resume=resume) if out is not None else None
     if model is None:
         note(f"model: {predictor.card.purpose}", quiet)

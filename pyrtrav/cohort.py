@@ -23,35 +23,40 @@ IMAGES_AT_ONCE = 8
 FORMATS = (".jsonl", ".csv", ".parquet")
 
 
-def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Return the images that the inputs name: files as they are, folders searched, sorted, hidden ones skipped.
+def find_images(inputs: Sequence[str | os.PathLike[str]]) -> tuple[list[str], list[str]]:
+    """Return the images that the inputs name, and the files in their folders that are none.
+
+    Files named are taken as they are; folders are searched, sorted, hidden entries skipped.
 
     Raises:
         ConfigError: a folder holds no image.
     """
     found: list[str] = []
+    others: list[str] = []
     for item in inputs:
         path = os.fspath(item)
         if os.path.isdir(path) and not claims(path):
-            below = list(_search(Path(path)))
-            if not below:
+            before = len(found)
+            _search(Path(path), found, others)
+            if len(found) == before:
                 raise ConfigError(f"{path}: the folder holds no image that can be opened")
-            found.extend(below)
         else:
             found.append(path)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), others
 
 
-def _search(folder: Path) -> Iterator[str]:
+def _search(folder: Path, found: list[str], others: list[str]) -> None:
     covered: set[str] = set()
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith(".") or os.path.abspath(entry) in covered:
             continue
         if claims(str(entry)):
             covered |= {os.path.abspath(other) for other in companions(str(entry))}
-            yield str(entry)
+            found.append(str(entry))
         elif entry.is_dir():
-            yield from _search(entry)
+            _search(entry, found, others)
+        else:
+            others.append(str(entry))
 
 
 def resume_key(record: Record) -> str:

@@ -7,7 +7,8 @@ thumbnail shows well. Its nuclei tell the class: solid discs in ``clear``, rings
 mass and the second moment of the disc it stands for, and colours mix linearly, so box means of the two are
 alike until a pixel is well inside a nucleus. Nothing else depends on the class.
 
-Lengths are level-0 pixels (0.5 um each), x right, y down; angles are radians; colours are RGB in 0..255.
+Lengths are in units of 0.5 um, x right, y down; a training image has a pixel a unit, the larger ones are the same
+field of view at a higher magnification (``zoom`` pixels a unit). Angles are radians; colours are RGB in 0..255.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Floats = NDArray[np.floating]  # float64: last bits that differ between machines
 Bytes = NDArray[np.uint8]  # height, width, RGB
 
 CLASSES = ("clear", "lesion")
-MPP = 0.5  # micrometres per level-0 pixel: a nucleus is 12 um wide
+MPP = 0.5  # micrometres per unit: a nucleus is 12 um wide
 TILE = 256
 QUALITY = 70  # of JPEG, as scanners write it
 
@@ -63,11 +64,12 @@ class Layout:
     smooth: tuple[int, int]  # number of regions without nuclei
     smooth_radius: tuple[float, float]
     strays: tuple[int, int]  # number of nuclei outside the nest, solid or ring by the toss of a coin
+    zoom: int = 1  # pixels per unit of length
 
 
 FIELD = Layout(1024, 1024, 131, (520, 740), (1, 2), (35, 90), (20, 28))
-SCENE = Layout(2048, 1536, 300, (700, 900), (4, 7), (40, 150), (60, 80))
-SLIDE = Layout(8192, 6144, 2400, (1900, 2200), (10, 14), (80, 420), (300, 340))
+SCENE = Layout(1024, 768, 131, (420, 560), (1, 2), (35, 90), (20, 28), zoom=2)
+SLIDE = Layout(1024, 768, 131, (420, 560), (1, 2), (35, 90), (20, 28), zoom=8)
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,9 @@ class Nucleus:
 class Scene:
     """All that is needed to paint any window of an image, so that a slide never stands in memory."""
 
-    width: int
+    width: int  # in pixels
     height: int
+    zoom: int  # pixels per unit of length, in which all shapes are given
     tissue: Blob
     waves: Floats  # (n, 6): angular frequency in x and y, phase, amplitude in R, G and B
     nest: Blob
@@ -146,8 +149,9 @@ class Scene:
 
     def paint(self, left: int, top: int, width: int, height: int) -> Floats:
         """The window's pixels, not yet rounded."""
-        xs = (np.arange(left, left + width) + 0.5)[None, :]
-        ys = (np.arange(top, top + height) + 0.5)[:, None]
+        zoom = self.zoom
+        xs = (np.arange(left, left + width) + 0.5)[None, :] / zoom
+        ys = (np.arange(top, top + height) + 0.5)[:, None] / zoom
         pixels = np.full((height, width, 3), GLASS, np.float64)
         tissue = self.tissue.coverage(xs, ys)
         if not tissue.any():
@@ -156,8 +160,8 @@ class Scene:
         for fx, fy, phase, *amplitude in self.waves:
             pixels += np.sin(fx * xs + fy * ys + phase)[..., None] * amplitude
         for shape in self.shapes:
-            columns = window(shape.x - left, shape.reach, width)
-            rows = window(shape.y - top, shape.reach, height)
+            columns = window(shape.x * zoom - left, shape.reach * zoom, width)
+            rows = window(shape.y * zoom - top, shape.reach * zoom, height)
             mix(pixels[rows, columns], shape.colour, shape.coverage(xs[:, columns], ys[rows]))
         mix(pixels, GLASS, 1 - tissue)
         return pixels
@@ -255,7 +259,8 @@ def draw_scene(rng: Generator, layout: Layout, label: str) -> Scene:
     ink = stained(NUCLEUS)
     crowd = draw_nuclei(rng, 30, nest, label == "lesion", ink, in_nest)
     strays = draw_nuclei(rng, int(rng.integers(*layout.strays, endpoint=True)), tissue, None, ink, in_stroma)
-    return Scene(layout.width, layout.height, tissue, waves, nest, (*blobs, *crowd, *strays))
+    zoom = layout.zoom
+    return Scene(layout.width * zoom, layout.height * zoom, zoom, tissue, waves, nest, (*blobs, *crowd, *strays))
 
 
 # ---------------------------------------------------------------- writing files
@@ -321,12 +326,12 @@ def write_tiff(path: Path, scene: Scene, ome: bool = False) -> None:
         for k, pixels in enumerate(levels):
             page = jpeg_page(cut(pixels), pixels.shape[1], pixels.shape[0])
             if ome and k == 0:
-                size: dict[str, Any] = {"PhysicalSizeX": MPP, "PhysicalSizeY": MPP}
+                size: dict[str, Any] = {"PhysicalSizeX": MPP / scene.zoom, "PhysicalSizeY": MPP / scene.zoom}
                 size |= {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
                 fixed = uuid.uuid5(uuid.NAMESPACE_URL, path.name)  # tifffile's own is new at every run
                 page["metadata"] = {"axes": "YXS", "UUID": str(fixed), "Creator": "make_samples.py", **size}
                 page["subifds"] = len(levels) - 1
-            per_centimetre = 1e4 / (MPP * 2**k)
+            per_centimetre = 1e4 * scene.zoom / (MPP * 2**k)
             page |= {"resolution": (per_centimetre, per_centimetre), "resolutionunit": "CENTIMETER"}
             tiff.write(**page, subfiletype=int(k > 0))
 
@@ -357,10 +362,10 @@ def write_slide(path: Path, scene: Scene) -> None:
 
     head, size = "Aperio Image Library v11.2.1\r\n", f"{width}x{height}"
     with tifffile.TiffWriter(path) as tiff:
-        level(finest(), width, height, f"JPEG/YCC Q={QUALITY}|AppMag = 20|MPP = {MPP}|Filename = synthetic")
+        level(finest(), width, height, f"JPEG/YCC Q={QUALITY}|MPP = {MPP / scene.zoom}|Filename = synthetic")
         coarse = [rounded(quarter), rounded(box_mean(quarter, 4))]  # complete now that the finest is written
         thumbnail = Image.fromarray(coarse[-1])
-        associated(thumbnail, f"{size} -> {thumbnail.width}x{thumbnail.height} - |AppMag = 20", 0)
+        associated(thumbnail, f"{size} -> {thumbnail.width}x{thumbnail.height}", 0)
         for pixels in coarse:
             rows, columns, _ = pixels.shape
             level(cut(pixels), columns, rows, f"-> {columns}x{rows} JPEG/YCC Q={QUALITY}")
@@ -415,8 +420,10 @@ def main() -> None:
         path = options.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         scene = draw_scene(np.random.default_rng([options.seed, *key]), layout, label)
-        nest, side = scene.nest, round(2 * scene.nest.reach, 1)
-        nests.append((name, label, round(nest.x - side / 2, 1), round(nest.y - side / 2, 1), side, side))
+        nest, zoom = scene.nest, scene.zoom
+        side = round(2 * nest.reach * zoom, 1)
+        corner = (round(centre * zoom - side / 2, 1) for centre in (nest.x, nest.y))
+        nests.append((name, label, *corner, side, side))
         return path, scene
 
     for split, (folder, count) in enumerate((("train", options.train), ("val", options.val))):

@@ -59,7 +59,7 @@ def test_info_says_what_an_image_is(run: Run) -> None:
     done = run("info", SLIDE, "--json")
     assert done.code == 0
     said = json.loads(done.out)
-    assert (said["backend"], said["mpp"]) == ("tiff", 0.5)
+    assert (said["backend"], said["mpp"]) == ("tiff", 0.0625)
     assert [round(level["downsample"]) for level in said["levels"]] == [1, 4, 16]
     assert said["costs"][0]["cells"] == 1
     assert "downsample" in run("info", SLIDE).out
@@ -141,6 +141,7 @@ def test_a_folder_of_images(run: Run, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     done = run("classify", tmp_path, "--json")
     assert [record["image"] for record in records(done.out)] == ["a.png", "b.png", "c.png"]
+    assert "notes.txt" in done.err
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (30, 20), (1, 100_000), (63, 64)])

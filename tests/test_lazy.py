@@ -19,6 +19,9 @@ from tests.samples import SLIDE, compared
 
 Span = tuple[int, int]
 
+# Deeper than the sample model goes by itself, so that tiles of every level are attended.
+LOOK = {"depth": 5, "budget": 40}
+
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
@@ -60,7 +63,7 @@ def copy_of(folder: Path) -> Path:
 
 
 def test_bytes_read_are_those_of_the_attended_tiles(predictor: Predictor, reads: list[Span]) -> None:
-    record = predictor.predict([SLIDE])[0].record
+    record = predictor.predict([SLIDE], predictor.settings(**LOOK))[0].record
     spans = {span for *_, span in stored_tiles(SLIDE)}
     assert set(reads) <= spans
     assert len(reads) == len(set(reads)) == record["cost"]["tiles_decoded"] == record["cost"]["tiles_distinct"]
@@ -70,7 +73,7 @@ def test_bytes_read_are_those_of_the_attended_tiles(predictor: Predictor, reads:
 
 def test_garbage_in_every_other_tile_changes_nothing(predictor: Predictor, reads: list[Span], tmp_path: Path) -> None:
     path = copy_of(tmp_path)
-    before = predictor.predict([path])[0]
+    before = predictor.predict([path], predictor.settings(**LOOK))[0]
     attended = set(reads)
     damaged = 0
     random = np.random.default_rng(0)
@@ -81,7 +84,7 @@ def test_garbage_in_every_other_tile_changes_nothing(predictor: Predictor, reads
             damaged += 1
     assert damaged > len(attended)
     shared_cache().clear()
-    after = predictor.predict([path])[0]
+    after = predictor.predict([path], predictor.settings(**LOOK))[0]
     assert compared(before.record, file_changed=True) == compared(after.record, file_changed=True)
     assert before.tree is not None
     assert after.tree is not None
@@ -92,12 +95,12 @@ def test_one_damaged_attended_tile_is_named_everywhere(
     predictor: Predictor, reads: list[Span], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = copy_of(tmp_path)
-    predictor.predict([path])
+    predictor.predict([path], predictor.settings(**LOOK))
     level, column, row, span = next(tile for tile in stored_tiles(path) if tile[3] == reads[-1])
     overwrite(path, span, b"\x55" * span[1])
     shared_cache().clear()
     where = f"level {level}, tile column {column}, row {row}"
-    outcome = predictor.predict([path])[0]
+    outcome = predictor.predict([path], predictor.settings(**LOOK))[0]
     assert isinstance(outcome.error, CorruptImageError)
     assert where in outcome.record["error"]["message"]
 
@@ -111,12 +114,13 @@ def test_one_damaged_attended_tile_is_named_everywhere(
             return int(left.code or 0)
         return 0
 
+    words = [word for name, value in LOOK.items() for word in (f"--{name}", str(value))]
     out = tmp_path / "results.jsonl"
-    assert run("classify", str(path), "--out", str(out)) == 1
+    assert run("classify", str(path), "--out", str(out), *words) == 1
     record = json.loads(out.read_text())
     assert (record["status"], record["error"]["type"]) == ("error", "CorruptImageError")
     assert where in record["error"]["message"]
-    assert run("explain", str(path), "--out", str(tmp_path / "tree.json")) == 1
+    assert run("explain", str(path), "--out", str(tmp_path / "tree.json"), *words) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["results.jsonl", "slide.svs"]
 
 

@@ -115,7 +115,7 @@ def test_mpp_is_overruled_visibly(predictor: Predictor) -> None:
     record, tree, _ = predictor.predict([SLIDE], mpp=0.3)[0]
     assert tree is not None
     assert record["settings"]["mpp"] == tree.mpp == 0.3
-    assert open_pyramid(SLIDE).mpp == 0.5
+    assert open_pyramid(SLIDE).mpp == 0.0625
 
 
 def test_settings_come_from_the_model_unless_asked(predictor: Predictor) -> None:

@@ -174,6 +174,25 @@ def test_opening_reads_the_header_only_and_decodes_once(tmp_path: Path) -> None:
         assert cost.pixels_decoded == 60_000
 
 
+def test_sixteen_bits_are_stretched_and_decoded_once(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(300, 2000, (90, 130)).astype(np.uint16)
+    path = tmp_path / "a.png"
+    Image.fromarray(values).save(path)
+    low, high = np.percentile(values, [0.1, 99.9])
+    with open_pyramid(path) as pyramid:
+        assert pyramid.pixel_rule.window == pytest.approx((low, high))
+        expected = np.rint(np.clip((values - low) * (255 / (high - low)), 0, 255))
+        np.testing.assert_array_equal(whole(pyramid)[:, :, 0], expected)
+        assert (pyramid.cost.tiles_decoded, pyramid.cost.tiles_distinct) == (1, 1)
+
+
+def test_a_window_is_for_more_than_eight_bits(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(picture(9, 9)).save(path)
+    with open_pyramid(path, window=(500, 9000)) as pyramid:
+        np.testing.assert_array_equal(whole(pyramid), picture(9, 9))
+
+
 def test_an_image_that_no_cache_holds_is_still_decoded_once(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(picture(300, 200)).save(path)

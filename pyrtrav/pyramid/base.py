@@ -78,9 +78,11 @@ class Pyramid(ABC):
         white = self._stored_background()
         background = white if count == 3 else tuple(round(float(v)) for v in luma(np.array([white], float))[0])
         samples = self.samples
-        self.pixel_rule = PixelRule(samples, count, chosen, window or samples.window, background)
+        deep = samples.dtype.itemsize > 1
+        given = (window if deep else None) or samples.window
+        self.pixel_rule = PixelRule(samples, count, chosen, given, background)
         self.pixel_rule.check(self.path)
-        if self.pixel_rule.window is None and samples.dtype.itemsize > 1:
+        if deep and given is None:
             self.pixel_rule = PixelRule(samples, count, chosen, self._percentile_window(), background)
 
     # What a backend writes.

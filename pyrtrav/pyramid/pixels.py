@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 
 from pyrtrav.errors import ConfigError, PyramidError
 
+# Pixels that are converted at once.
+_BLOCK_PIXELS = 1 << 18
+
 LUMA = np.array([0.299, 0.587, 0.114])
 
 Window = tuple[float, float]
@@ -109,20 +112,36 @@ class PixelRule:
 
     def apply(self, raw: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
         """Return model pixels (h, w, channels) and, where the file has alpha, which of them are valid."""
-        colors, alpha = raw[..., : self.samples.colors], None
-        if self.samples.alpha != "none":
-            alpha = to_uint8(raw[..., -1], None).astype(np.float64)[..., None] / 255
-        pixels = self._select(to_uint8(colors, self.window))
-        if alpha is None or alpha.min() == 1:
-            return np.ascontiguousarray(pixels), None
-        own = pixels if self.samples.alpha == "premultiplied" else pixels * alpha
-        over = own + (1 - alpha) * np.asarray(self.background, np.float64)
-        return np.rint(np.clip(over, 0, 255)).astype(np.uint8), alpha[..., 0] > 0
+        height, width = raw.shape[:2]
+        alpha = None if self.samples.alpha == "none" else to_uint8(raw[..., -1], None)
+        if alpha is not None and alpha.min() == 255:
+            alpha = None
+        if alpha is None and self._is_plain(raw):
+            return np.ascontiguousarray(raw), None
+        pixels = np.empty((height, width, self.channels), np.uint8)
+        rows = max(1, _BLOCK_PIXELS // width)  # the arithmetic is in float64, eight times the memory
+        for top in range(0, height, rows):
+            block = slice(top, top + rows)
+            pixels[block] = self._pixels(raw[block], None if alpha is None else alpha[block])
+        return pixels, None if alpha is None else alpha > 0
 
-    def _select(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        count = pixels.shape[-1]
+    def _is_plain(self, raw: NDArray[Any]) -> bool:
+        """Whether the samples are the model's pixels already."""
+        as_stored = raw.dtype == np.uint8 and self.window is None and self.chosen is None
+        return as_stored and raw.shape[-1] == self.channels
+
+    def _pixels(self, raw: NDArray[Any], alpha: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+        """Gray is left as it is: three channels of it are made where it is assigned."""
         if self.chosen is not None:
-            return pixels[..., list(self.chosen)]
-        if self.channels == 3:
-            return pixels[..., :3] if count >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
-        return np.rint(luma(pixels)).astype(np.uint8) if count >= 3 else pixels[..., :1]
+            picked = raw[..., list(self.chosen)]
+        else:
+            picked = raw[..., : 3 if self.samples.colors >= 3 else 1]
+        pixels = to_uint8(picked, self.window)
+        if self.channels == 1 and pixels.shape[-1] == 3:
+            pixels = np.rint(luma(pixels)).astype(np.uint8)
+        if alpha is None:
+            return pixels
+        share = alpha[..., None] / 255.0
+        own = pixels if self.samples.alpha == "premultiplied" else pixels * share
+        over = own + (1 - share) * np.asarray(self.background, np.float64)
+        return np.rint(np.clip(over, 0, 255)).astype(np.uint8)

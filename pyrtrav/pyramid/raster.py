@@ -19,8 +19,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from pyrtrav.errors import CorruptImageError, UnsupportedFormatError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.array import halve
-from pyrtrav.pyramid.base import Pyramid
-from pyrtrav.pyramid.pixels import Samples
+from pyrtrav.pyramid.base import MAX_WINDOW_PIXELS, Pyramid
+from pyrtrav.pyramid.pixels import Samples, Window, display_window
 from pyrtrav.pyramid.tiles import Key, Level, RawTile, Tile
 
 MAX_PIXELS = 64_000_000
@@ -70,6 +70,7 @@ class RasterPyramid(Pyramid):
     def _open(self) -> None:
         self._decoding = Lock()
         self._kept: dict[Key, Tile] = {}
+        self._first: RawTile | None = None
         self._stored_bytes = os.path.getsize(self.path)
         with open(self.path, "rb") as file:
             header = self._header = _read_header(self.path, file)
@@ -90,7 +91,7 @@ class RasterPyramid(Pyramid):
         self.samples = _SAMPLES[header.target]
 
     def _close(self) -> None:
-        self._kept = {}
+        self._kept, self._first = {}, None
 
     @property
     def tiles_total(self) -> int:
@@ -107,8 +108,8 @@ class RasterPyramid(Pyramid):
         if tile is not None:
             return tile
         if key[0] == 0:
-            raw = self._decode_tile(*key)
-            self._count((0, 0, 0), raw)
+            raw, self._first = self._first or self._raw_tile((0, 0, 0)), None
+            assert raw is not None  # a flat image has no empty tile
             tile = Tile(*self.pixel_rule.apply(raw.samples))
         else:
             finer = self._level_tile((key[0] - 1, 0, 0))
@@ -121,6 +122,12 @@ class RasterPyramid(Pyramid):
         else:
             self._cache.put((self._token, key), tile)
         return tile
+
+    def _percentile_window(self) -> Window | None:
+        """Percentiles of the image, which is kept for the first read: it is decoded once."""
+        self._first = raw = self._raw_tile((0, 0, 0))
+        assert raw is not None  # a flat image has no empty tile
+        return display_window([raw.samples[:: 1 + raw.samples.size // MAX_WINDOW_PIXELS].ravel()])
 
     def _decode_tile(self, level: int, column: int, row: int) -> RawTile:
         """The whole image, whichever level is asked for: it is what the file holds."""
