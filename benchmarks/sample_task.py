@@ -88,7 +88,7 @@ def main() -> None:
     model = loaded.model
     assert isinstance(model, TopDown)
     config = make_config(TopDownConfig, loaded.card.config)
-    on_offer = sum(config.grid.positions(z) ** 2 for z in range(1, config.max_depth + 1))
+    on_offer = config.cells_on_offer(config.max_depth)
 
     examples, images = dataset.split("val"), OpenImages(dataset.classes, model.encoder.base_resolution)
     stored = Settings(**{**loaded.card.selection, "depth": config.max_depth})
@@ -97,7 +97,7 @@ def main() -> None:
         row("trained, sampled", sampled),
         row(f"trained, stored {stored.select}", [evaluate(model, examples, images, stored)]),
     ]
-    by_budget = replace(stored, select="budget", tau=None, budget=budget_for(sampled[0]))
+    by_budget = replace(stored, select="budget", tau=None, budget=budget_for(rows[0]["cells"]))
     rows.append(row("trained, budget of the same mean", [evaluate(model, examples, images, by_budget)]))
     blind(model, dataset, rows[0]["cells"])
     rows.append(row("trained, blind policy", draw_evaluations(model, dataset)))

@@ -8,6 +8,7 @@ import traceback
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from pyrtrav import __version__
 from pyrtrav.cli import classify, doctor, explain, info, train
@@ -44,24 +45,29 @@ for command in (info.info, classify.classify, train.train, explain.explain, doct
 
 
 def main() -> None:
-    """Run the program; errors of ours become one message and an exit code."""
+    """Run the program; an error becomes one message and an exit code."""
     debug = "--debug" in sys.argv[1:]
+    # A file name need not be text; it is printed all the same.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app()
-    except PyrtravError as error:
-        if debug:
-            traceback.print_exc()
-        stderr.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
-        sys.exit(1 if isinstance(error, PyramidError) else 2)
     except BrokenPipeError:
         # The reader of our output left, as in `pyrtrav classify ... | head`.
         sys.stderr.close()
         sys.exit(0)
+    except PyrtravError as error:
+        _fail(str(error), debug)
+        sys.exit(1 if isinstance(error, PyramidError) else 2)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a traceback helps no user
+        _fail(f"{type(error).__name__}: {error} (a fault of pyrtrav; `pyrtrav --debug ...` shows where)", debug)
+        sys.exit(1)
 
 
-def _plain(error: PyrtravError) -> str:
+def _fail(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
     # Square brackets in file names are no markup.
-    return str(error).replace("[", "\\[")
+    stderr.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 __all__ = ["app", "main"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from pyrtrav.cli import options as o
 from pyrtrav.cli.render import note, progress, size, stderr, stdout, table, warn
@@ -47,14 +48,14 @@ def classify(
         warn(f"{len(others)} files in the folders are no images that can be opened, and are left out: {named}")
     results = cohort.ResultFile(out, resume=resume) if out is not None else None
     if model is None:
-        note(f"model: {predictor.card.purpose}", quiet)
+        note(f"model: {predictor.name}", quiet)
     records = []
     with progress(quiet) as bar:
         task = bar.add_task("classifying", total=len(paths))
         for record in cohort.classify(predictor, paths, settings, mpp=mpp, out=results, save_trees=save_trees):
             records.append(record)
             if as_json:
-                typer.echo(json.dumps(record, ensure_ascii=False))
+                typer.echo(json.dumps(record))
             bar.advance(task)
     if results is not None:
         results.finish()
@@ -90,7 +91,7 @@ def _report(records: list[dict[str, Any]], quiet: bool) -> None:
             warn(f"{record['image']}: {warning}")
     failed = [record for record in records if record["status"] != "ok"]
     for record in failed:
-        stderr.print("[bold red]failed:[/]", record["error"]["message"], highlight=False, soft_wrap=True, markup=True)
+        stderr.print(f"[bold red]failed:[/] {escape(record['error']['message'])}", highlight=False, soft_wrap=True)
     if failed:
         note(f"{len(failed)} of {len(records)} images failed", quiet)
         raise typer.Exit(1)

@@ -26,7 +26,7 @@ def doctor(
     if as_json:
         found = {"checks": checks, "formats": formats}
         plain = {name: [dataclasses.asdict(item) for item in items] for name, items in found.items()}
-        typer.echo(json.dumps({"status": status, **plain}, ensure_ascii=False))
+        typer.echo(json.dumps({"status": status, **plain}))
     else:
         rows = [(check.name, check.found, check.status, check.advice or "") for check in checks]
         stdout.print(table(("", "found", "status", "what to do"), rows))

@@ -1,5 +1,6 @@
 """``pyrtrav explain``: what was looked at, as data and as pictures."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,7 @@ def explain(
     seed: o.Seed = 0,
     mpp: o.Mpp = None,
     device: o.Device = "auto",
+    as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Classify one image and show where it was looked at; or redraw a saved tree.
@@ -43,19 +45,22 @@ def explain(
     if tree is not None:
         found = ParseTree.load(tree)
         if overlay is None and foveated is None:
-            overlay = tree.with_suffix(".png")
+            overlay = explanation.default_overlay(tree)
     else:
         if image is None or out is None:
             raise typer.BadParameter("give an IMAGE and --out tree.json, or --tree tree.json")
-        explanation.check_targets(out, overlay, foveated)
+        explanation.check_targets(image, out, overlay or explanation.default_overlay(out), foveated)
         from pyrtrav.predict import Predictor
 
         predictor = Predictor(model, device=device)
         settings = predictor.settings(select=select, tau=tau, k=k, budget=budget, depth=depth, seed=seed)
         if model is None:
-            note(f"model: {predictor.card.purpose}", quiet)
+            note(f"model: {predictor.name}", quiet)
         found = predictor.explain(image, settings, mpp=mpp)
     written = explanation.write(found, out=out, overlay=overlay, foveated=foveated, image=image)
+    if as_json:
+        typer.echo(json.dumps(found.record))
+        return
     if quiet:
         return
     for warning in found.record.get("warnings", ()):

@@ -12,7 +12,7 @@ from pyrtrav.cli.render import pairs, stdout, table
 
 def info(
     image: Annotated[Path, typer.Argument(help="The image.", show_default=False)],
-    base: Annotated[int, typer.Option(help="Side of a patch in pixels, for the costs.")] = 64,
+    base: Annotated[int, typer.Option(min=1, help="Side of a patch in pixels, for the costs.")] = 64,
     mpp: o.Mpp = None,
     as_json: o.Json = False,
 ) -> None:
@@ -28,7 +28,7 @@ def info(
         described = describe(pyramid)
         described["costs"] = looking_costs(pyramid, base)
     if as_json:
-        typer.echo(json.dumps(described, ensure_ascii=False))
+        typer.echo(json.dumps(described))
         return
     bounds = described["bounds"]
     mpp_text = f"{described['mpp']:.4g} um a pixel" if described["mpp"] else "unknown (none is needed)"

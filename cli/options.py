@@ -29,7 +29,9 @@ Budget = Annotated[
     typer.Option(help="Looks allowed for an image, the first glance included.", rich_help_panel=_PANEL),
 ]
 Depth = Annotated[int | None, typer.Option(help="Greatest depth (0 is the glance alone).", rich_help_panel=_PANEL)]
-Seed = Annotated[int, typer.Option(help="Seed of the draws of --select sample.", rich_help_panel=_PANEL)]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**62, help="Seed of the draws of --select sample.", rich_help_panel=_PANEL)
+]
 Mpp = Annotated[
     float | None,
     typer.Option(help="Micrometres per pixel, instead of what the file says.", rich_help_panel=_PANEL),

@@ -1,5 +1,8 @@
 """``pyrtrav train``: a model from labelled images."""
 
+import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,9 +24,10 @@ def train(
         list[str] | None, typer.Option("--set", help="One option, as key=value; may be given again.")
     ] = None,
     purpose: Annotated[str, typer.Option(help="What the model is for; travels in its file.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Train a model; only the tiles that it attends to are decoded.
@@ -53,13 +57,18 @@ def train(
                 stderr.print(
                     f"{report.stage}  epoch {report.epoch}/{report.epochs}  {figures}  {report.seconds:.1f} s",
                     highlight=False,
+                    soft_wrap=True,
                 )
 
-        trainer = Trainer(dataset, card, training, out, seed=seed, device=device, on_epoch=show)
+        command = shlex.join(["pyrtrav", *sys.argv[1:]])
+        trainer = Trainer(dataset, card, training, out, seed=seed, device=device, on_epoch=show, command=command)
         path = trainer.run(resume=resume)
     trained = load_model(path).card
     reached = trained.training.get("validation", {})
     note(f"log: {out / 'log.jsonl'}", quiet)
+    if as_json:
+        typer.echo(json.dumps({"model": str(path), "selection": trained.selection, "training": trained.training}))
+        return
     stdout.print(
         pairs(
             [

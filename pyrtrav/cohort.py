@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyrtrav.errors import ConfigError, PyrtravError
-from pyrtrav.files import append_line, written_whole
-from pyrtrav.predict import Outcome, Predictor
+from pyrtrav.errors import ConfigError
+from pyrtrav.files import append_line, make_folder, written_whole
+from pyrtrav.predict import Predictor
 from pyrtrav.pyramid.inspect import claims, companions
 from pyrtrav.selection import Settings
-from pyrtrav.tree import Record
+from pyrtrav.tree import RESULT_SCHEMA, Record, check
 
 IMAGES_AT_ONCE = 8
 """Images whose fixations share the encoder's batches."""
@@ -45,7 +45,10 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> tuple[list[str], li
     return list(dict.fromkeys(found)), others
 
 
-def _search(folder: Path, found: list[str], others: list[str]) -> None:
+def _search(folder: Path, found: list[str], others: list[str], above: frozenset[str] = frozenset()) -> None:
+    real = os.path.realpath(folder)
+    if real in above:
+        return  # a link that leads back
     covered: set[str] = set()
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith(".") or os.path.abspath(entry) in covered:
@@ -54,20 +57,22 @@ def _search(folder: Path, found: list[str], others: list[str]) -> None:
             covered |= {os.path.abspath(other) for other in companions(str(entry))}
             found.append(str(entry))
         elif entry.is_dir():
-            _search(entry, found, others)
+            _search(entry, found, others, above | {real})
         else:
             others.append(str(entry))
 
 
 def resume_key(record: Record) -> str:
     """Two runs of the same image, as it is now, with the same settings and model have the same key."""
-    settings = {name: value for name, value in record["settings"].items() if name not in ("mpp", "device")}
-    parts = [record["input"]["path"], record["input"]["fingerprint"], settings, record["model"]["sha256"]]
+    parts = [record["input"]["path"], record["input"]["fingerprint"], record["settings"], record["model"]["sha256"]]
     return json.dumps(parts, sort_keys=True)
 
 
 class ResultFile:
-    """Records by line as they come; CSV and Parquet are made from the lines at the end."""
+    """Records by line as they come; CSV and Parquet are made from the lines at the end.
+
+    The lines of ``results.csv`` are kept in ``results.csv.jsonl``, from which a run is resumed.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
         self.path = Path(path)
@@ -75,6 +80,10 @@ class ResultFile:
             raise ConfigError(f"{path}: results are written as {', '.join(FORMATS)}")
         if not self.path.parent.is_dir():
             raise ConfigError(f"{path}: its folder does not exist; make it first")
+        if self.path.is_dir():
+            raise ConfigError(f"{path}: is a folder; name a file in it")
+        if self.path.suffix == ".parquet":
+            _pyarrow()
         self.lines = self.path if self.path.suffix == ".jsonl" else self.path.with_name(self.path.name + ".jsonl")
         self.done: dict[str, Record] = {}
         if resume and self.lines.exists():
@@ -84,35 +93,39 @@ class ResultFile:
 
     def _keep_whole_lines(self) -> None:
         """Read what is there, and rewrite it without a torn last line and without failures, which are tried again."""
-        for line in self.lines.read_bytes().split(b"\n"):
+        *whole, torn = self.lines.read_bytes().split(b"\n")
+        for number, line in enumerate(whole, 1):
             try:
                 record = json.loads(line)
-                if record["status"] == "ok":
-                    self.done[resume_key(record)] = record
-            except (ValueError, KeyError, TypeError):
-                continue
+                check(record, RESULT_SCHEMA, str(self.lines))
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(f"{self.lines}:{number}: is no result of pyrtrav; choose another --out") from error
+            if record["status"] == "ok":
+                self.done[resume_key(record)] = record
+        if torn and not torn.startswith(b"{"):
+            raise ConfigError(f"{self.lines}: is no result file of pyrtrav; choose another --out")
         with written_whole(self.lines) as beside:
-            beside.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in self.done.values()), "utf-8")
+            beside.write_text("".join(json.dumps(record) + "\n" for record in self.done.values()), "ascii")
 
     def add(self, record: Record) -> None:
-        append_line(self.lines, json.dumps(record, ensure_ascii=False))
+        append_line(self.lines, json.dumps(record))
 
     def finish(self) -> None:
-        """Make the table that was asked for, and drop the lines that it was made from."""
+        """Make the table that was asked for."""
         if self.path.suffix == ".jsonl":
             return
-        records = [json.loads(line) for line in self.lines.read_text("utf-8").splitlines()]
+        records = [json.loads(line) for line in self.lines.read_text("ascii").split("\n") if line]
         rows = [flatten(record) for record in records]
         columns = list(dict.fromkeys(name for row in rows for name in row))
         with written_whole(self.path) as beside:
             if self.path.suffix == ".csv":
-                with beside.open("w", newline="", encoding="utf-8") as file:
+                with beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                     writer = csv.DictWriter(file, columns)
                     writer.writeheader()
                     writer.writerows(rows)
             else:
-                _write_parquet(beside, rows, columns)
-        self.lines.unlink()
+                table = _pyarrow().table({name: [row.get(name) for row in rows] for name in columns})
+                _pyarrow().parquet.write_table(table, beside)
 
 
 def flatten(record: Record, prefix: str = "") -> dict[str, Any]:
@@ -126,19 +139,18 @@ def flatten(record: Record, prefix: str = "") -> dict[str, Any]:
     return row
 
 
-def _write_parquet(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+def _pyarrow() -> Any:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ConfigError("Parquet needs the extra `arrow`: pip install pyrtrav[arrow]") from error
-    table = pyarrow.table({name: [row.get(name) for row in rows] for name in columns})
-    pyarrow.parquet.write_table(table, path)
+        raise ConfigError("Parquet needs the extra `arrow`: pip install 'pyrtrav[arrow]'") from error
+    return pyarrow
 
 
 def tree_path(folder: str | os.PathLike[str], image: str) -> Path:
     """Where the tree of an image is saved: its name, and enough of its path's hash to keep equal names apart."""
-    mark = hashlib.sha256(os.path.abspath(image).encode()).hexdigest()[:8]
+    mark = hashlib.sha256(os.fsencode(os.path.abspath(image))).hexdigest()[:8]
     return Path(folder) / f"{Path(image).name}.{mark}.tree.json"
 
 
@@ -153,34 +165,32 @@ def classify(
 ) -> Iterator[Record]:
     """Yield a record for every image, failed ones too, in order; what ``out`` holds already is not done again."""
     if save_trees is not None:
-        Path(save_trees).mkdir(parents=True, exist_ok=True)
-    waiting: list[str] = []
-    for number, image in enumerate(images):
-        known = None if out is None else _known(predictor, image, settings, out)
-        if known is not None:
-            yield known
-        else:
-            waiting.append(image)
-        if len(waiting) == IMAGES_AT_ONCE or (number == len(images) - 1 and waiting):
-            for path, outcome in zip(waiting, predictor.predict(waiting, settings, mpp=mpp), strict=True):
-                _keep(path, outcome, out, save_trees)
-                yield outcome.record
-            waiting = []
+        make_folder(save_trees)
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        batch = images[start : start + IMAGES_AT_ONCE]
+        known = {image: _known(predictor, image, settings, mpp, out, save_trees) for image in batch}
+        waiting = [image for image in batch if known[image] is None]
+        for path, outcome in zip(waiting, predictor.predict(waiting, settings, mpp=mpp), strict=True):
+            # The tree first: a record in the results means that its tree is there.
+            if outcome.tree is not None and save_trees is not None:
+                outcome.tree.save(tree_path(save_trees, path))
+            if out is not None:
+                out.add(outcome.record)
+            known[path] = outcome.record
+        yield from (record for image in batch if (record := known[image]) is not None)
 
 
-def _known(predictor: Predictor, image: str, settings: Settings, out: ResultFile) -> Record | None:
-    if not out.done:
+def _known(
+    predictor: Predictor,
+    image: str,
+    settings: Settings,
+    mpp: float | None,
+    out: ResultFile | None,
+    save_trees: str | os.PathLike[str] | None,
+) -> Record | None:
+    """The record of an image that is done, tree and all."""
+    if out is None or not out.done:
         return None
-    try:
-        key = resume_key(predictor.head(image, settings, None))
-    except (PyrtravError, OSError):
+    if save_trees is not None and not tree_path(save_trees, image).exists():
         return None
-    return out.done.get(key)
-
-
-def _keep(path: str, outcome: Outcome, out: ResultFile | None, save_trees: str | os.PathLike[str] | None) -> None:
-    # The tree first: a record in the results means that its tree is there.
-    if outcome.tree is not None and save_trees is not None:
-        outcome.tree.save(tree_path(save_trees, path))
-    if out is not None:
-        out.add(outcome.record)
+    return out.done.get(resume_key(predictor.head(image, settings, mpp)))

@@ -29,6 +29,9 @@ def make_config(config: type[T], values: Mapping[str, Any]) -> T:
         made: T = pydantic.TypeAdapter(config).validate_python(dict(values))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:
+            # A check of the dataclass's own, which pydantic wraps because ours are ValueErrors.
+            raise ConfigError(str(first["ctx"]["error"])) from error
         raise ConfigError(f"option {first['loc'][0]!r}: {first['msg']}, got {first['input']!r}") from error
     return made
 

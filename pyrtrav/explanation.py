@@ -14,8 +14,8 @@ from pyrtrav.tree import ParseTree
 Name = str | os.PathLike[str]
 
 
-def check_targets(out: Name | None, overlay: Name | None, foveated: Name | None) -> None:
-    """Raise ConfigError before anything is looked at where a result could not be written."""
+def check_targets(image: Name, out: Name | None, overlay: Name | None, foveated: Name | None) -> None:
+    """Raise ConfigError before anything is looked at where a result could not be written, or would harm the image."""
     if out is not None and Path(out).suffix.lower() != ".json":
         raise ConfigError(f"{out}: a parse tree is written as JSON; give a name that ends in .json")
     for picture in (overlay, foveated):
@@ -27,6 +27,16 @@ def check_targets(out: Name | None, overlay: Name | None, foveated: Name | None)
     for name in named:
         if not name.parent.is_dir():
             raise ConfigError(f"{name}: its folder does not exist; make it first")
+        if name.is_dir():
+            raise ConfigError(f"{name}: is a folder; name a file in it")
+        source = Path(image).resolve()
+        if source == name.resolve() or source in name.resolve().parents:
+            raise ConfigError(f"{name}: would overwrite the image; choose another name with --out or --overlay")
+
+
+def default_overlay(out: Name) -> Path:
+    """Beside the tree, with its name."""
+    return Path(out).with_suffix(".png")
 
 
 def write(
@@ -49,10 +59,10 @@ def write(
         ConfigError: a name that cannot be written.
         PyramidError: the image cannot be read; nothing is written then.
     """
-    if overlay is None and out is not None:
-        overlay = Path(out).with_suffix(".png")
-    check_targets(out, overlay, foveated)
     source = tree.record["input"]
+    if overlay is None and out is not None:
+        overlay = default_overlay(out)
+    check_targets(image or source["path"], out, overlay, foveated)
     channels = source.get("chosen") or source.get("channels")
     window = tuple(source["window"]) if source.get("window") else None
     with open_pyramid(image or source["path"], mpp=tree.mpp, channels=channels, window=window) as pyramid:

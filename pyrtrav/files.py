@@ -40,6 +40,20 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder and those above it where they are missing.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be used as a folder: {error.strerror or error}") from error
+    return folder
+
+
 def append_line(path: str | os.PathLike[str], line: str) -> None:
     """Append one line and wait until it is on the disk: a line is whole or absent, but for a torn last one."""
     with open(path, "ab") as file:

@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 
 from pyrtrav import __version__
 from pyrtrav.config import field_names, make_config
@@ -21,6 +22,7 @@ from pyrtrav.encoders import build_encoder
 from pyrtrav.errors import ConfigError, ModelFileError
 from pyrtrav.files import written_whole
 from pyrtrav.methods import Model, find_method
+from pyrtrav.selection import Settings
 
 MODEL_SCHEMA = "pyrtrav.model/1"
 
@@ -112,7 +114,8 @@ def load_model(path: str | os.PathLike[str] | None = None) -> LoadedModel:
     try:
         model = build_model(card)
         model.load_state_dict(weights)
-    except (ConfigError, RuntimeError) as error:
+        _check_fit(card, model)
+    except (ConfigError, RuntimeError, TypeError) as error:
         reason = str(error).split("\n")[0]
         raise ModelFileError(f"{source}: its weights or options do not fit method {card.method!r}: {reason}") from error
     return LoadedModel(model.eval(), card, sha256, str(source))
@@ -124,7 +127,7 @@ def _read_card(source: Path, metadata: dict[str, str]) -> ModelCard:
     try:
         described = json.loads(metadata["pyrtrav"])
         schema = described.pop("schema")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ModelFileError(f"{source}: its description is damaged ({error})") from error
     if schema != MODEL_SCHEMA:
         raise ModelFileError(f"{source}: is a {schema} file; this version reads {MODEL_SCHEMA}")
@@ -133,3 +136,16 @@ def _read_card(source: Path, metadata: dict[str, str]) -> ModelCard:
         return make_config(ModelCard, {key: value for key, value in described.items() if key in known})
     except ConfigError as error:
         raise ModelFileError(f"{source}: its description is damaged ({error})") from error
+
+
+def _check_fit(card: ModelCard, model: Model) -> None:
+    """Raise ConfigError where the card contradicts the model that it describes."""
+    if len(set(card.classes)) != len(card.classes) or not card.classes:
+        raise ConfigError(f"class names must be distinct, got {list(card.classes)}")
+    if len(card.chosen or ()) not in (0, card.channels) or card.channels != model.encoder.channels:
+        raise ConfigError(f"channels {card.channels} of the card, {model.encoder.channels} of the encoder")
+    if card.max_depth != model.max_depth:
+        raise ConfigError(f"max_depth {card.max_depth} of the card, {model.max_depth} of the method")
+    if not all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values()):
+        raise ConfigError("some weights are not finite numbers")
+    make_config(Settings, {"depth": card.max_depth, **card.selection})

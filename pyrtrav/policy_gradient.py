@@ -5,14 +5,19 @@ All terms are written as quantities to be maximised, as in the paper.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 BASELINE_DECAY = 0.9
 
 
-def reinforce(log_prob: Float[Tensor, " image"], reward: Float[Tensor, " image"], baseline: float) -> Float[Tensor, ""]:
-    """Return the surrogate whose gradient is the second term of (1): mean of (reward - b) * grad log p(l | x)."""
+def reinforce(
+    log_prob: Float[Tensor, " image"], reward: Float[Tensor, " image"], baseline: float | Float[Tensor, " image"]
+) -> Float[Tensor, ""]:
+    """Return the surrogate whose gradient is the second term of (1): mean of (reward - b) * grad log p(l | x).
+
+    The baseline must not depend on the image's own draws; then it changes the variance only.
+    """
     return ((reward.detach() - baseline) * log_prob).mean()
 
 
@@ -20,6 +25,21 @@ def next_baseline(baseline: float | None, reward: Float[Tensor, " image"]) -> fl
     """Return the moving average (12) after a batch; the first batch's mean starts it."""
     mean = float(reward.detach().mean())
     return mean if baseline is None else BASELINE_DECAY * baseline + (1 - BASELINE_DECAY) * mean
+
+
+def others_mean(
+    reward: Float[Tensor, " image"], group: Int[Tensor, " image"], fallback: float
+) -> Float[Tensor, " image"]:
+    """Return for each draw the mean reward of the other draws for the same image (``group``): leave-one-out.
+
+    It knows how hard the image is, which a moving average does not. A draw without others gets the fallback.
+    """
+    reward = reward.detach()
+    size = int(group.max()) + 1 if len(group) else 0
+    total = torch.zeros(size, dtype=reward.dtype, device=reward.device).index_add(0, group, reward)
+    others = torch.bincount(group, minlength=size)[group] - 1
+    mean = (total[group] - reward) / others.clamp(min=1)
+    return torch.where(others > 0, mean, torch.full_like(mean, fallback))
 
 
 def cost_penalty(expected_cells: Float[Tensor, " image"], c_t: float) -> Float[Tensor, ""]:

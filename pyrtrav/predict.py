@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -86,6 +87,9 @@ class Predictor:
             select = asked or ("budget" if budget is not None else stored.get("select", "all"))
             if asked is None and budget is None:
                 budget = stored.get("budget")
+        for option, value, needs in (("tau", tau, "threshold"), ("k", k, "topk")):
+            if value is not None and select != needs:
+                raise ConfigError(f"--{option} goes with the selection `{needs}`, not with `{select}`")
         taus = (tau,) if tau is not None else stored.get("tau")
         share = card.config.get("share_cells", True)
         return Settings(
@@ -105,6 +109,12 @@ class Predictor:
         for option, value in asked.items():
             if value is not None and needs[option] not in method.supports:
                 raise ConfigError(f"method {method.name!r} has no option --{option}")
+
+    @property
+    def name(self) -> str:
+        """The model file's name and what the model is for."""
+        purpose = self.loaded.card.purpose
+        return os.path.basename(self.loaded.path) + (f", for {purpose}" if purpose else "")
 
     def open(self, path: str | os.PathLike[str], *, mpp: float | None = None) -> Pyramid:
         """Open an image with the channels and the window that the model wants."""
@@ -180,7 +190,7 @@ class Predictor:
                 outcomes[number] = Outcome(self._error_record(image.path, settings, mpp, failed), None, failed)
                 continue
             record = {
-                **self.head(image.path, settings, image.mpp),
+                **self.head(image.path, settings, mpp),
                 "status": "ok",
                 **self._beliefs([level[i].tolist() for level in levels[: depths[i] + 1]]),
                 "cost": _cost(trace, i, image, macs[i], encoded[i], seconds, elapsed),
@@ -270,23 +280,20 @@ def _cost(
     """The image's ledger; the time of a batch is shared out by fixations."""
     fixations = int((trace.image == i).sum())
     share = fixations / max(len(trace.image), 1)
-    read = image.cost
-    return {
-        "fixations": fixations,
-        "tiles_distinct": read.tiles_distinct,
-        "tiles_decoded": read.tiles_decoded,
-        "tiles_total": image.tiles_total,
-        "bytes_read": read.bytes_read,
-        "pixels_decoded": read.pixels_decoded,
-        "pixels_encoded": encoded,
-        "macs": macs,
-        "truncated": bool(trace.truncated[i]),
-        "seconds": {
+    cost = replace(
+        image.cost,
+        tiles_total=image.tiles_total,
+        pixels_encoded=encoded,
+        fixations=fixations,
+        macs=macs,
+        truncated=bool(trace.truncated[i]),
+        seconds={
             "open": round(open_seconds, 6),
             **{phase: round(seconds * share, 6) for phase, seconds in trace.seconds.items()},
             "total": round(open_seconds + elapsed * share, 6),
         },
-    }
+    )
+    return asdict(cost)
 
 
 def _pixel_rule(image: Pyramid) -> dict[str, Any]:

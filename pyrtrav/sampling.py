@@ -1,7 +1,7 @@
 """From regions to patches: the only door between images and models."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from pyrtrav.pyramid.base import Patches
 from pyrtrav.selection import Floats, Ints
 
 
+@runtime_checkable
 class Image(Protocol):
     """What a traversal needs of an image: a pyramid, or a turned view of one."""
 

@@ -104,17 +104,19 @@ def best_first(product: Floats, depth: Ints, row: Ints, column: Ints, parent: In
 
 
 def affordable(order: Ints, place: Ints, attended: Container[int], new_cells: int) -> tuple[list[int], bool]:
-    """Take edges in order until ``new_cells`` places that are not attended yet have been taken.
+    """Take edges in order, but no more than ``new_cells`` places that are not attended yet.
 
     An edge to a place that is attended already costs nothing. Returns the taken edges, and whether one was left out.
     """
     taken: list[int] = []
+    cut = False
     seen: set[int] = set()
     for edge in order.tolist():
         if int(place[edge]) not in attended and int(place[edge]) not in seen:
             if new_cells == 0:
-                return taken, True
+                cut = True
+                continue
             new_cells -= 1
             seen.add(int(place[edge]))
         taken.append(edge)
-    return taken, False
+    return taken, cut

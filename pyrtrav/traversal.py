@@ -292,7 +292,8 @@ class Traversal(nn.Module):
         if cut and round_size == left:
             # Nothing more can be afforded: what is left stays off. Under a budget alone that is no truncation.
             trace.eligible[np.delete(edges, taken)] = False
-            trace.truncated[image] |= settings.select != "budget"
+            by_budget = settings.select == "budget" and settings.budget == settings.allowed
+            trace.truncated[image] |= not by_budget
         return edges[taken]
 
 
@@ -338,17 +339,17 @@ def _holds_image(region: Floats, bounds: Floats) -> Bools:
 
 
 def _draw(trace: Trace, parents: Ints, cell: Ints, generator: Generators | None) -> Floats:
-    """Uniforms on the edge axis, which is ordered by image."""
+    """Uniforms on the edge axis."""
     if generator is None or isinstance(generator, torch.Generator):
         return torch.rand(len(parents), generator=generator, dtype=torch.float64).numpy()
     if callable(generator):
         return generator(trace, parents, cell)
-    numbers, counts = np.unique(trace.image[parents], return_counts=True)
-    draws = [
-        torch.rand(count, generator=generator[number], dtype=torch.float64).numpy()
-        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
-    ]
-    return np.concatenate(draws)
+    image = trace.image[parents]
+    draws = np.empty(len(image))
+    for number in np.unique(image).tolist():
+        own = image == number
+        draws[own] = torch.rand(int(own.sum()), generator=generator[number], dtype=torch.float64).numpy()
+    return draws
 
 
 def _note_errors(trace: Trace, errors: dict[int, PyramidError]) -> None:

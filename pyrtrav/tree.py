@@ -114,7 +114,7 @@ class ParseTree:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the tree as JSON, whole or not at all."""
         with written_whole(path) as beside:
-            beside.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            beside.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="ascii")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ParseTree:

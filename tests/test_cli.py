@@ -108,6 +108,49 @@ def test_a_saved_tree_is_redrawn_without_a_model(tmp_path: Path, run: Run) -> No
     assert (tmp_path / "tree.png").read_bytes() == first
 
 
+def test_no_result_takes_the_place_of_the_image(run: Run, tmp_path: Path) -> None:
+    image = tmp_path / "scene.png"
+    image.write_bytes(IMAGES[3].read_bytes())
+    done = run("explain", image, "--out", tmp_path / "scene.json")  # the overlay would be scene.png
+    assert done.code == 2
+    assert "overwrite the image" in done.err
+    assert run("explain", image, "--out", tmp_path / "tree.json", "--overlay", image).code == 2
+    assert run("explain", image, "--out", tmp_path / "tree.json").code == 0
+    (tmp_path / "tree.json").rename(tmp_path / "scene.json")
+    assert run("explain", "--tree", tmp_path / "scene.json").code == 2
+    assert image.read_bytes() == IMAGES[3].read_bytes()
+
+
+def test_names_are_printed_as_they_are(run: Run, tmp_path: Path) -> None:
+    """Brackets are no markup, and a name need not be text."""
+    bad = [tmp_path / os.fsdecode(name) for name in (b"x[old].svs", b"x[/y].svs", b"caf\xe9.svs")]
+    for path in bad:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("no slide")
+    out = tmp_path / "results.jsonl"
+    done = run("classify", *bad, SLIDE, "--out", out, "--json")
+    assert done.code == 1
+    assert "x[old].svs" in done.err
+    assert "x[/y].svs" in done.err
+    assert len(records(out.read_text())) == 4
+
+
+def test_resume_leaves_other_files_alone(run: Run, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.jsonl"
+    for text in ("my notes", "my notes\n", '{"a": 1}\n', "[]\n"):
+        notes.write_text(text)
+        assert run("classify", SLIDE, "--out", notes, "--resume").code == 2
+        assert notes.read_text() == text
+
+
+def test_other_settings_are_other_results(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "results.csv"
+    assert run("classify", SLIDE, "--out", out).code == 0
+    for look, count in (([], 1), (["--mpp", "4"], 2), (["--budget", "3"], 3), ([], 3)):
+        assert run("classify", SLIDE, "--out", out, "--resume", *look).code == 0
+        assert len(out.read_text().splitlines()) == 1 + count
+
+
 def test_results_are_kept_and_resumed(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     assert run("classify", *IMAGES[:2], "--out", out).code == 0
@@ -126,7 +169,6 @@ def test_tables_of_results(run: Run, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == [image.name for image in IMAGES[:2]]
     assert float(rows[0]["prediction.probabilities.lesion"]) >= 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.csv"]
     pytest.importorskip("pyarrow", reason="the extra `arrow` is not installed")
     import pyarrow.parquet
 
@@ -232,15 +274,25 @@ def test_wrong_usage_is_told_in_a_line(run: Run, tmp_path: Path) -> None:
         (["train", "--data", TISSUE, "--set", "epochs=many", *trained], "epochs"),
         (["train", "--data", TISSUE, "--encoder", "resnet", *trained], "unknown encoder"),
         (["train", "--data", TISSUE, "--method", "topdwn", *trained], "did you mean 'topdown'"),
-        (["train", "--data", one, *trained], "a"),
-        (["train", "--data", same, *trained], "same"),
+        (["train", "--data", one, *trained], "two images"),
+        (["train", "--data", same, *trained], "two labels"),
+        (["train", "--data", TISSUE, "--set", "max_depth=-1", *trained], "max_depth must be 0 or more"),
+        (["train", "--data", TISSUE, "--set", "c_t=nan", *trained], "c_t must be above 0"),
+        (["train", "--data", TISSUE, "--set", "widths=abc", *trained], "widths"),
+        (["train", "--data", TISSUE, "--set", "base_resolution=abc", *trained], "base_resolution"),
+        (["classify", SLIDE, "--mpp", "nan"], "mpp"),
+        (["classify", SLIDE, "--mpp", "-1"], "mpp"),
+        (["classify", SLIDE, "--tau", "0.3", "--k", "2"], "goes with"),
+        (["classify", SLIDE, "--save-trees", table], "folder"),
+        (["train", "--data", TISSUE, "--out", table], "folder"),
+        (["info", SLIDE, "--base", "0"], "--base"),
         (["train", "--data", table, *trained], "table.csv:2"),
         (["train", "--data", tmp_path / "nothing", *trained], "nothing"),
     ]
     for words, message in cases:
         done = run(*words)
         assert done.code == 2, (words, done)
-        assert message in " ".join(done.err.split()), (words, done.err)
+        assert message in " ".join(done.err.replace("│", " ").split()), (words, done.err)
         assert done.out == ""
         assert not (tmp_path / "trained").exists()
 

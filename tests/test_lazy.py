@@ -19,8 +19,8 @@ from tests.samples import SLIDE, compared
 
 Span = tuple[int, int]
 
-# Deeper than the sample model goes by itself, so that tiles of every level are attended.
-LOOK = {"depth": 5, "budget": 40}
+# Deeper than the sample model goes by itself, so that tiles of every level are attended, and few of them.
+LOOK = {"k": 2, "depth": 6}
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import openslide
 import pytest
@@ -219,3 +220,28 @@ def test_many_damaged_tiles_at_once_spoil_no_good_one(tmp_path: Path) -> None:
         if error is None and (region.x, region.y) != (74, 10):
             x, y = int(region.x), int(region.y)
             np.testing.assert_array_equal(pixels, truth[y : y + 8, x : x + 8, :3])
+
+
+def test_jpeg_2000_of_aperio_in_ycbcr_is_left_to_openslide(tmp_path: Path) -> None:
+    pixels, path = picture(64, 64), tmp_path / "a.svs"
+
+    def tiles() -> Iterator[bytes]:
+        yield imagecodecs.jpeg2k_encode(pixels, codecformat="J2K", mct=False, reversible=True)
+
+    with tifffile.TiffWriter(path) as tif:
+        tif.write(
+            tiles(),
+            shape=pixels.shape,
+            dtype="u1",
+            tile=(64, 64),
+            photometric="rgb",
+            compression=33003,
+            description="Aperio Image Library v11.2.1\r\n64x64 (64x64)|MPP = 0.25",
+            metadata=None,
+            software=False,
+        )
+    with open_pyramid(path) as pyramid:
+        assert (pyramid.backend, pyramid.mpp) == ("slide", 0.25)
+        np.testing.assert_array_equal(pyramid.read(Region(0, 0, 64, 64), 64).pixels, openslide_level(path, 0)[..., :3])
+    with pytest.raises(UnsupportedFormatError, match="left to the backend `slide`"):
+        open_pyramid(path, backend="tiff")

@@ -286,11 +286,22 @@ def test_many_channels_take_the_first_three_or_the_chosen(tmp_path: Path) -> Non
     with open_pyramid(path) as pyramid, open_pyramid(path, channels=(4, 0, 2)) as chosen:
         np.testing.assert_array_equal(whole(pyramid), planes[:3].transpose(1, 2, 0))
         np.testing.assert_array_equal(whole(chosen), planes[[4, 0, 2]].transpose(1, 2, 0))
+        assert pyramid.cost.bytes_read == all_stored_bytes(path) * 3 // 5, "only what the model sees is read"
     path = write_tiff(tmp_path / "two.tif", [planes[:2]], photometric="minisblack", planarconfig="separate")
     with pytest.raises(PyramidError, match="two channels, which make no gray and no RGB; say which"):
         open_pyramid(path)
     with open_pyramid(path, channels=(1,)) as pyramid:
         np.testing.assert_array_equal(whole(pyramid)[:, :, 0], planes[1])
+
+
+def test_the_window_is_of_the_channels_that_the_model_sees(tmp_path: Path) -> None:
+    planes = np.random.default_rng(0).integers(0, 900, (5, 100, 130)).astype(np.uint16)
+    planes += np.arange(5, dtype=np.uint16)[:, None, None] * 1000 + 500
+    path = write_tiff(tmp_path / "five.tif", [planes], photometric="minisblack", planarconfig="separate")
+    for channels, seen in ((3, (0, 1, 2)), ((4, 3, 1), (4, 3, 1)), ((2,), (2,))):
+        low, high = np.percentile(planes[list(seen)], [0.1, 99.9])
+        with open_pyramid(path, channels=channels) as pyramid:
+            assert pyramid.pixel_rule.window == pytest.approx((low, high))
 
 
 @pytest.mark.parametrize("order", ["CZYX", "ZCYX"])

@@ -137,7 +137,7 @@ def test_calibration_attends_as_much_as_sampling(folder: Path) -> None:
         model.location.conv.weight.mul_(10)
     examples = dataset.split("val")
     found = calibrate(model, examples, images, Settings(select="sample", depth=2))
-    assert found.stored.mean_cells == pytest.approx(found.sampled.mean_cells, rel=0.15)
+    assert found.stored.mean_cells == pytest.approx(found.sampled_cells, rel=0.15)
     settings_ = Settings(**{**found.selection, "depth": 2})
     assert evaluate(model, examples, images, settings_).mean_cells == found.stored.mean_cells
 
@@ -148,8 +148,8 @@ def test_calibration_falls_back_to_a_budget(folder: Path) -> None:
     with torch.no_grad():
         model.location.conv.weight.zero_()
     found = calibrate(model, dataset.split("val"), images, Settings(select="sample", depth=2))
-    assert found.selection == {"select": "budget", "budget": round(found.sampled.mean_cells) + 1}
-    assert found.stored.mean_cells == pytest.approx(found.sampled.mean_cells, rel=0.15)
+    assert found.selection == {"select": "budget", "budget": round(found.sampled_cells) + 1}
+    assert found.stored.mean_cells == pytest.approx(found.sampled_cells, rel=0.15)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30, unique=True), st.integers(0, 30))

@@ -110,6 +110,21 @@ def test_a_budget_caps_any_selection_and_says_so() -> None:
         assert not alone.truncated[i]
 
 
+def test_a_budget_above_the_bound_is_cut_by_it() -> None:
+    trace = look(make_model(), IMAGES, select="budget", budget=5000, max_fixations=10)
+    assert bool(trace.truncated[0])
+    assert len(places(trace, 0)) == 10
+
+
+def test_draws_do_not_depend_on_images_that_are_cut() -> None:
+    """One image hits the bound, its neighbours do not: each looks as if it were alone."""
+    for seed in range(8):
+        options = {"select": "sample", "max_fixations": 8, "seed": seed}
+        together = look(make_model(), IMAGES, **options)
+        for i, image in enumerate(IMAGES):
+            assert places(look(make_model(), [image], **options), 0) == places(together, i)
+
+
 def test_a_generous_budget_leaves_a_selection_as_it_is() -> None:
     model = make_model()
     free = look(model, IMAGES, select="threshold", tau=(0.25,))

@@ -47,4 +47,9 @@ def build_encoder(
     for option in options:
         if option not in known:
             raise ConfigError(f"unknown option {option!r} of encoder {name}{nearest_name(option, known)}")
-    return build(**options)
+    try:
+        return build(**options)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"encoder {name} cannot be built with {options}: {error}") from error

@@ -26,14 +26,15 @@ Differs from the paper:
 5. c_r is not given in the paper; by default it is the probability at which a policy that favours no place attends
    c_t cells (``policy_gradient.probability_for``).
 6. The default weights (lambda) are not the paper's: with Adam only their ratio and its epsilon matter.
-7. Two aids for few images, both off with 0: at the start of a stage c_t is higher and falls to its value
+7. REINFORCE compares a draw with the image's other draws (``baseline``); "average" is the paper's (12).
+8. Two aids for few images, both off with 0: at the start of a stage c_t is higher and falls to its value
    (``explore``), so that the encoder sees enough before the policy has learned; and every attended vector is also
    classified by itself (``lambda_v``), as in the published successor.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ from pyrtrav.policy_gradient import (
     diversity_penalty,
     log_likelihood,
     next_baseline,
+    others_mean,
     probability_for,
     reinforce,
 )
@@ -86,12 +88,14 @@ class TopDownConfig:
     """Weight of the distance to c_t."""
     lambda_r: float = 0.01
     """Weight of the distance to c_r."""
+    baseline: Literal["average", "leave_one_out"] = "leave_one_out"
+    """What a draw's reward is compared with: the moving average (12), or the image's other draws."""
     lambda_v: float = 0.3
     """Weight of the mean log-likelihood of every attended vector on its own; 0 is the paper."""
     explore: float = 0.3
     """Share of each stage over which c_t falls from ``explore_cells`` to its value; 0 is the paper."""
     explore_cells: float = 0.5
-    """Share of all cells on offer that are attended at the start of exploring."""
+    """Share of all cells on offer to attend at the start of exploring, but at most three times c_t."""
     samples: int = 2
     """Monte Carlo samples an image (M)."""
     gradual: bool = False
@@ -104,7 +108,7 @@ class TopDownConfig:
             raise ConfigError(f"samples must be 1 or more, got {self.samples}")
         if isinstance(self.c_t, tuple) and len(self.c_t) != self.max_depth:
             raise ConfigError(f"c_t has {len(self.c_t)} values for {self.max_depth} depths below the glance")
-        if self.max_depth and min(self.c_t if isinstance(self.c_t, tuple) else (self.c_t,)) <= 0:
+        if self.max_depth and not min(self.c_t if isinstance(self.c_t, tuple) else (self.c_t,)) > 0:
             raise ConfigError(f"c_t must be above 0, got {self.c_t}")
         if self.share_cells and self.grid.ratio is None:
             raise ConfigError(f"cells of side {self.side} lie on no lattice; share_cells needs a whole 1/side")
@@ -119,6 +123,12 @@ class TopDownConfig:
             return self.c_t[depth - 1]
         p = probability_for(self.c_t, self.grid.count, self.max_depth)
         return float(sum((self.grid.count * p) ** z for z in range(1, depth + 1)))
+
+    def cells_on_offer(self, depth: int) -> int:
+        """All cells down to a depth: distinct places where they are shared, else paths."""
+        if self.share_cells:
+            return sum(self.grid.positions(z) ** 2 for z in range(1, depth + 1))
+        return sum(self.grid.count**z for z in range(1, depth + 1))
 
     def even_probability(self, depth: int) -> float:
         """c_r of a stage that goes down to ``depth``."""
@@ -281,8 +291,7 @@ class LearningRule(Objective):
         config = self.config
         if self.depth == 0 or progress >= config.explore:
             return self.c_t
-        on_offer = sum(config.grid.positions(z) ** 2 for z in range(1, self.depth + 1))
-        start = max(self.c_t, config.explore_cells * on_offer)
+        start = max(self.c_t, min(config.explore_cells * config.cells_on_offer(self.depth), 3 * self.c_t))
         return float(start * (self.c_t / start) ** (progress / config.explore))
 
     def _each_vector(self, model: TopDown, trace: Trace, target: Tensor) -> Tensor:
@@ -296,7 +305,7 @@ class LearningRule(Objective):
 
     def _attention(self, trace: Trace, reward: Tensor, alive: Tensor, c_t: float) -> Tensor:
         """The second term of (1), and the regularisers (2) and (3)."""
-        if self.depth == 0 or len(trace.parent) == 0:
+        if self.depth == 0 or len(trace.parent) == 0 or len(reward) == 0:
             return torch.zeros((), device=reward.device)
         config, baseline = self.config, float(self.baseline)  # type: ignore[arg-type]
         known = None if np.isnan(baseline) else baseline
@@ -305,8 +314,11 @@ class LearningRule(Objective):
         log_prob = trace.decision_log_prob(self.depth)[alive]
         cells = trace.expected_cells(self.depth, shared=config.share_cells)[alive]
         by_cell = trace.mean_by_cell(self.depth, config.grid.count)
+        compared: float | Tensor = used
+        if config.baseline == "leave_one_out":
+            compared = others_mean(reward, torch.div(alive, config.samples, rounding_mode="floor"), used)
         return (
-            config.lambda_f * reinforce(log_prob, reward, used)
+            config.lambda_f * reinforce(log_prob, reward, compared)
             + config.lambda_t * cost_penalty(cells, c_t)
             + config.lambda_r * diversity_penalty(by_cell, self.c_r)
         )

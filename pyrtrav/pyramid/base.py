@@ -22,7 +22,16 @@ from pyrtrav.geometry import Region
 from pyrtrav.pyramid import threads
 from pyrtrav.pyramid.batch import Batch, Request, request_of
 from pyrtrav.pyramid.cache import TileCache, default_cache_bytes
-from pyrtrav.pyramid.pixels import Channels, PixelRule, Samples, Window, check_channels, display_window, luma
+from pyrtrav.pyramid.pixels import (
+    Channels,
+    PixelRule,
+    Samples,
+    Window,
+    check_channels,
+    display_window,
+    luma,
+    wanted_samples,
+)
 from pyrtrav.pyramid.resample import Part
 from pyrtrav.pyramid.threads import decode_pool
 from pyrtrav.pyramid.tiles import Key, Level, Patches, RawTile, Tile
@@ -241,7 +250,10 @@ class Pyramid(ABC):
                 np.empty(shape[:3], np.bool_) if mask else None,
                 [None] * len(regions),
             )
-            batch = Batch(requests, self.background, patches)
+            try:
+                batch = Batch(requests, self.background, patches)
+            except RegionError as error:
+                raise RegionError(f"{self.path}: {error}") from None
 
             def work(key: Key) -> list[Part | None] | PyramidError:
                 try:
@@ -305,10 +317,11 @@ class Pyramid(ABC):
         self.cost.tiles_distinct = len(self._distinct)
 
     def _percentile_window(self) -> Window | None:
-        """Percentiles of the coarsest level, counted in the cost; None where that is too large."""
+        """Of what the model sees of the coarsest level, counted in the cost; None where that is too large."""
         level = self.levels[-1]
         if level.width * level.height > MAX_WINDOW_PIXELS:
             return None
+        seen = list(wanted_samples(self.samples.colors, self._options["channels"]))
         values = []
         for row in range(level.rows):
             for column in range(level.columns):
@@ -318,7 +331,7 @@ class Pyramid(ABC):
                         level.width - column * level.tile_width,
                         level.height - row * level.tile_height,
                     )
-                    values.append(raw.samples[:bottom, :right, : self.samples.colors].ravel())
+                    values.append(raw.samples[:bottom, :right, seen].ravel())
         return display_window(values)
 
     def __del__(self) -> None:

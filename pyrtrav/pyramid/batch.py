@@ -17,8 +17,8 @@ MAX_TILES = 1 << 20
 # Decoded tiles that wait to be added; bounds the memory of a call of any size.
 _RUN_BYTES = 16 << 20
 
-# Patch pixels that are averaged together (24 bytes each).
-_CANVAS_PIXELS = 1 << 20
+# Patch pixels that are averaged together (12 bytes each).
+_CANVAS_PIXELS = 2 << 20
 
 # A position this close to a whole pixel is that pixel: float noise (1e-10 at coordinates of a million) must
 # neither decode one more tile nor turn a copy into an average.
@@ -192,13 +192,12 @@ def _tile_range(first: float, last: float, tile: int, limit: int) -> range:
 
 
 def _canvases(requests: Sequence[Request], size: tuple[int, int]) -> Iterator[_Canvas]:
-    """Requests that are averaged on one lattice share a canvas where that is less work; others have one each.
+    """Requests that are averaged on one lattice and lie close share a canvas; others have one each.
 
-    The cells of one depth overlap by half, so that on their own most of the averaging would be done four
-    times.
+    The cells of one depth overlap by half, so that on their own most of the averaging would be done four times.
     """
-    block = max(1, int(_CANVAS_PIXELS**0.5) // max(size) - 1) * max(size)
-    groups: dict[tuple[float, ...], list[Request]] = {}
+    block = max(1, math.isqrt(_CANVAS_PIXELS) // max(size) - 1) * max(size)
+    lattices: dict[tuple[float, ...], list[tuple[int, int, Request]]] = {}
     for request in requests:
         box = request.box
         if box.is_copy:
@@ -206,17 +205,27 @@ def _canvases(requests: Sequence[Request], size: tuple[int, int]) -> Iterator[_C
             continue
         (column, phase_x), (row, phase_y) = _lattice(box.left, box.step_x), _lattice(box.top, box.step_y)
         lattice = request.level.index, round(box.step_x, 10), round(box.step_y, 10), phase_x, phase_y
-        groups.setdefault((*lattice, column // block, row // block), []).append(request)
-    for group in groups.values():
-        left = min(request.box.left for request in group)
-        top = min(request.box.top for request in group)
-        step_x, step_y = group[0].box.step_x, group[0].box.step_y
-        width = round((max(request.box.left for request in group) - left) / step_x) + size[0]
-        height = round((max(request.box.top for request in group) - top) / step_y) + size[1]
-        if width * height < len(group) * size[0] * size[1]:
-            yield _Canvas(group, Box(left, top, step_x, step_y), (width, height))
-        else:
-            yield from (_Canvas([request], request.box, size) for request in group)
+        lattices.setdefault(lattice, []).append((column, row, request))
+    for placed in lattices.values():
+        first_column = min(column for column, _, _ in placed)
+        first_row = min(row for _, row, _ in placed)
+        blocks: dict[tuple[int, int], list[Request]] = {}
+        for column, row, request in placed:
+            blocks.setdefault(((column - first_column) // block, (row - first_row) // block), []).append(request)
+        for group in blocks.values():
+            yield from _together(group, size)
+
+
+def _together(group: list[Request], size: tuple[int, int]) -> Iterator[_Canvas]:
+    """One canvas around all of the group where that is less work than one for each."""
+    left, top = min(request.box.left for request in group), min(request.box.top for request in group)
+    step_x, step_y = group[0].box.step_x, group[0].box.step_y
+    width = round((max(request.box.left for request in group) - left) / step_x) + size[0]
+    height = round((max(request.box.top for request in group) - top) / step_y) + size[1]
+    if width * height < len(group) * size[0] * size[1]:
+        yield _Canvas(group, Box(left, top, step_x, step_y), (width, height))
+    else:
+        yield from (_Canvas([request], request.box, size) for request in group)
 
 
 def _lattice(position: float, step: float) -> tuple[int, float]:

@@ -17,7 +17,7 @@ import numpy as np
 from pyrtrav.errors import CorruptImageError, PyramidError, UnsupportedFormatError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Pyramid
-from pyrtrav.pyramid.pixels import Samples, Window, check_channels
+from pyrtrav.pyramid.pixels import Samples, Window, wanted_samples
 from pyrtrav.pyramid.tiles import MAX_TILE_BYTES, MAX_TILE_PIXELS, Level, RawTile, plausible_mpp
 from pyrtrav.pyramid.zarr_array import FolderStore, Store, ZarrArray, ZipStore, read_json
 
@@ -129,8 +129,7 @@ class OmeZarrPyramid(Pyramid):
         first = self._arrays[0]
         self._channel_axis = self._axes.index("c") if "c" in self._axes else None
         colors = 1 if self._channel_axis is None else first.shape[self._channel_axis]
-        _, chosen = check_channels(self._options["channels"])
-        self._wanted = chosen or ((0, 1, 2) if colors >= 3 else tuple(range(colors)))
+        self._wanted = wanted_samples(colors, self._options["channels"])
         window = _omero_window(omero, self._wanted) if first.dtype.itemsize > 1 else None
         self.samples = Samples(colors, first.dtype, "none", window)
         tile = self.levels[0].tile_width * self.levels[0].tile_height * colors * first.dtype.itemsize

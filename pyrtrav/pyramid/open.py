@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from pathlib import Path
@@ -54,6 +55,8 @@ def open_pyramid(
     path = os.fspath(path)
     if backend is not None and backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}{nearest_name(backend, BACKENDS)}")
+    if mpp is not None and not 0 < mpp < math.inf:
+        raise ConfigError(f"mpp is a number of micrometres above 0, got {mpp}")
     head = read_head(path)
     names = candidates(path, head) if backend is None else (backend,)
     options: dict[str, Any] = {"mpp": mpp, "channels": channels, "window": window}

@@ -58,6 +58,12 @@ def check_channels(channels: Channels | None) -> tuple[int, tuple[int, ...] | No
     return count, chosen
 
 
+def wanted_samples(colors: int, channels: Channels | None) -> tuple[int, ...]:
+    """Return the numbers of the stored samples that the model sees, of ``colors`` that are not alpha."""
+    _, chosen = check_channels(channels)
+    return chosen or tuple(range(3 if colors >= 3 else colors))
+
+
 def to_uint8(samples: NDArray[Any], window: Window | None) -> NDArray[np.uint8]:
     """Map samples to 0..255 by the window; 8-bit samples without one stay as they are."""
     if samples.dtype == np.bool_:

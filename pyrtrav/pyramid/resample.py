@@ -197,11 +197,14 @@ class AreaMean:
         rows, edges_y = touched(self.edges_y, at.y, at.height, self.unit)
         if columns.start == columns.stop or rows.start == rows.stop:
             return None
-        covered = _areas(edges_x, edges_y)
         if tile is None:
-            return Part(rows, columns, covered[:, :, None] * self.background, None)
-        if valid is not None and self.covered is not None:
-            covered = box_sums_2d(valid[:, :, None], edges_x, edges_y, self.unit)[:, :, 0]
+            return Part(rows, columns, _areas(edges_x, edges_y)[:, :, None] * self.background, None)
+        covered = None
+        if self.covered is not None:
+            if valid is None:
+                covered = _areas(edges_x, edges_y)
+            else:
+                covered = box_sums_2d(valid[:, :, None], edges_x, edges_y, self.unit)[:, :, 0]
         return Part(rows, columns, box_sums_2d(tile, edges_x, edges_y, self.unit), covered)
 
     def add(self, part: Part) -> None:

@@ -13,12 +13,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
 
 from pyrtrav.errors import CorruptImageError, PyramidError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Pyramid
+from pyrtrav.pyramid.pixels import wanted_samples
 from pyrtrav.pyramid.tiff_decode import decode_segment, natural_colors
-from pyrtrav.pyramid.tiff_levels import find_levels
+from pyrtrav.pyramid.tiff_levels import Directory, find_levels
 from pyrtrav.pyramid.tiff_words import read_ome, read_properties, read_samples
 from pyrtrav.pyramid.tiles import Level, RawTile, plausible_mpp
 
@@ -41,10 +43,14 @@ class TiffPyramid(Pyramid):
             with tifffile.TiffFile(self.path, _multifile=False) as tif:
                 first_page: Any = tif.pages[0] if len(tif.pages) else None
                 ome = read_ome(first_page.description or "") if first_page else None
-                self._directories = find_levels(self.path, tif, ome.channels if ome else (0,))
+                self._directories = find_levels(self.path, tif, ome.channels if ome else range(1))
                 self.properties = properties = read_properties(tif, ome)
             first = self._directories[0]
-            self.samples = read_samples(self.path, first.pages[0], len(first.pages), properties)
+            planes = len(first.pages)
+            self.samples = read_samples(self.path, first.pages[0], planes, properties)
+            # Of many planes only those that the model sees are read; otherwise one may be alpha, or an ink.
+            every = self.samples.colors != planes
+            self._planes = tuple(range(planes)) if every else wanted_samples(planes, self._options["channels"])
         except PyramidError:
             raise
         except Exception as error:  # a parser of damaged bytes raises whatever they lead it to
@@ -76,23 +82,33 @@ class TiffPyramid(Pyramid):
     def _decode_tile(self, level: int, column: int, row: int) -> RawTile | None:
         directory = self._directories[level]
         index = row * self.levels[level].columns + column
-        offsets, counts = directory.offsets[:, index], directory.counts[:, index]
-        if (counts == 0).any() or (offsets == 0).any():
+        stored, decoded = 0, {}
+        for plane in self._planes:
+            offset, count = int(directory.offsets[plane, index]), int(directory.counts[plane, index])
+            if offset and count:
+                data = self._read_bytes(offset, count, 2 * directory.tile_bytes + _SLACK_BYTES)
+                decoded[plane] = self._decode_plane(directory, plane, data, column, row)
+                stored += count
+        if not decoded:
             return None  # a sparse tile
-        size = directory.tile_width, directory.tile_height
-        planes = []
-        for page, offset, count in zip(directory.pages, offsets.tolist(), counts.tolist(), strict=True):
-            data = self._stored_bytes(offset, count, 2 * directory.tile_bytes + _SLACK_BYTES)
-            planes.append(decode_segment(page, data, index, size))
-        samples = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=-1)
-        needed_width = min(directory.tile_width, directory.width - column * directory.tile_width)
-        needed_height = min(directory.tile_height, directory.height - row * directory.tile_height)
-        height, width = samples.shape[:2]
-        if height < needed_height or width < needed_width:
-            raise ValueError(f"the tile is {width} x {height} pixels, but {size[0]} x {size[1]} are declared")
-        return RawTile(natural_colors(samples, directory.pages[0], directory.colormap), int(counts.sum()))
+        samples = next(iter(decoded.values()))
+        if len(directory.pages) > 1:
+            samples = np.zeros((*samples.shape[:2], len(directory.pages)), samples.dtype)
+            for plane, values in decoded.items():
+                samples[..., plane] = values[..., 0]
+        return RawTile(natural_colors(samples, directory.pages[0], directory.colormap), stored)
 
-    def _stored_bytes(self, offset: int, count: int, limit: int) -> bytes:
+    def _decode_plane(self, directory: Directory, plane: int, data: bytes, column: int, row: int) -> NDArray[Any]:
+        size = directory.tile_width, directory.tile_height
+        columns = -(-directory.width // size[0])
+        samples = decode_segment(directory.pages[plane], data, row * columns + column, size)
+        height, width = samples.shape[:2]
+        needed = min(size[0], directory.width - column * size[0]), min(size[1], directory.height - row * size[1])
+        if width < needed[0] or height < needed[1]:
+            raise ValueError(f"the tile is {width} x {height} pixels, but {size[0]} x {size[1]} are declared")
+        return samples
+
+    def _read_bytes(self, offset: int, count: int, limit: int) -> bytes:
         if offset + count > self._size:
             raise OSError(f"its {count} bytes at {offset} lie beyond the end of the file ({self._size} bytes)")
         if count > limit:

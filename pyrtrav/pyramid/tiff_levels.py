@@ -52,7 +52,7 @@ class Directory:
     colormap: NDArray[np.uint8] | None
 
 
-def find_levels(path: str, tif: tifffile.TiffFile, channels: Sequence[int] = (0,)) -> list[Directory]:
+def find_levels(path: str, tif: tifffile.TiffFile, channels: Sequence[int] = range(1)) -> list[Directory]:
     """Return the levels, largest first.
 
     Args:
@@ -67,7 +67,7 @@ def find_levels(path: str, tif: tifffile.TiffFile, channels: Sequence[int] = (0,
         raise CorruptImageError(path, "the TIFF holds no directory; it may be truncated")
     _check_chain(path, tif, pages[-1])
     check_tile_sizes(path, pages)
-    if len(channels) > 1 and max(channels) < len(pages):
+    if len(channels) > 1 and channels[-1] < len(pages):
         chains = [_levels_of(pages[number], ()) for number in channels]
         if len({tuple(map(_layout, chain)) for chain in chains}) == 1:
             return [_directory(path, planes) for planes in zip(*chains, strict=True)]

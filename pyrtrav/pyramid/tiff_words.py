@@ -25,7 +25,7 @@ class Ome:
     """What is used of an OME-XML description."""
 
     mpp: float | None
-    channels: tuple[int, ...]
+    channels: range
     """Numbers of the directories that hold the channels of the first plane."""
 
 
@@ -47,12 +47,12 @@ def read_ome(description: str) -> Ome | None:
         order = said.get("DimensionOrder", "XYCZT")
         before = order[: order.index("C")].replace("X", "").replace("Y", "")
         step = math.prod(int(said.get(f"Size{axis}", 1)) for axis in before)
+        samples = [int(channel.attrib.get("SamplesPerPixel", 1)) for channel in pixels.findall("{*}Channel")]
     except ValueError:
         return None
     # One <Channel> of several samples is stored as RGB: then its directory is the whole image.
-    samples = [int(channel.attrib.get("SamplesPerPixel", 1)) for channel in pixels.findall("{*}Channel")]
-    together = count > 1 and samples[:1] == [count]
-    return Ome(mpp, (0,) if together else tuple(range(0, count * step, step)) or (0,))
+    together = samples[:1] == [count]
+    return Ome(mpp, range(1) if together or min(count, step) < 1 else range(0, count * step, step))
 
 
 def read_properties(tif: tifffile.TiffFile, ome: Ome | None) -> dict[str, str]:

@@ -36,7 +36,6 @@ class View:
         self.root = root_region(pyramid.bounds, base_resolution)
         self.bounds = self._turn(pyramid.bounds, forward=True)
         self.mpp, self.channels, self.path = pyramid.mpp, pyramid.channels, pyramid.path
-        self.width, self.height = pyramid.width, pyramid.height
         self._table = _table(jitter) if jitter else None
 
     def _turn(self, region: Region, *, forward: bool) -> Region:

@@ -28,8 +28,19 @@ class Calibration:
     """A stored selection, and what sampling and that selection reached on the validation images."""
 
     selection: dict[str, Any]
-    sampled: Evaluation
+    sampled: tuple[Evaluation, ...]
+    """One evaluation a draw."""
     stored: Evaluation
+
+    @property
+    def sampled_cells(self) -> float:
+        """Mean number of cells that sampling attends, over all draws."""
+        return float(np.mean([run.mean_cells for run in self.sampled]))
+
+    @property
+    def sampled_accuracy(self) -> float:
+        """Mean accuracy of a single draw."""
+        return float(np.mean([run.accuracy for run in self.sampled]))
 
 
 def calibrate(
@@ -38,16 +49,9 @@ def calibrate(
     """Fit the default selection on validation examples; ``settings`` are those of training (``sample``)."""
     if settings.depth == 0:
         only = evaluate(model, examples, images, replace(settings, select="all"))
-        return Calibration({"select": "all"}, only, only)
-    runs = [evaluate(model, examples, images, replace(settings, seed=settings.seed + i)) for i in range(draws)]
-    sampled = Evaluation(
-        np.mean([run.probabilities for run in runs], axis=0),
-        runs[0].labels,
-        np.mean([run.cells for run in runs], axis=0),
-        [],
-        runs[0].errors,
-    )
-    wanted = sampled.cells.mean(0)
+        return Calibration({"select": "all"}, (only,), only)
+    sampled = tuple(evaluate(model, examples, images, replace(settings, seed=settings.seed + i)) for i in range(draws))
+    wanted = np.mean([run.cells for run in sampled], axis=0).mean(0)
     taus: list[float] = []
     for depth in range(settings.depth):
         # The last threshold serves the depths below, whose decisions are not used here.
@@ -56,16 +60,17 @@ def calibrate(
         taus.append(threshold_for([best for _, best in seen.candidates[depth]], wanted[depth] * len(examples)))
     fitted = replace(settings, select="threshold", tau=tuple(taus) or None)
     stored = evaluate(model, examples, images, fitted)
-    if abs(stored.mean_cells - sampled.mean_cells) <= TOLERANCE * sampled.mean_cells:
-        return Calibration({"select": "threshold", "tau": taus}, sampled, stored)
-    budget = budget_for(sampled)
-    by_budget = replace(settings, select="budget", budget=budget)
-    return Calibration({"select": "budget", "budget": budget}, sampled, evaluate(model, examples, images, by_budget))
+    found = Calibration({"select": "threshold", "tau": taus}, sampled, stored)
+    if abs(stored.mean_cells - found.sampled_cells) <= TOLERANCE * found.sampled_cells:
+        return found
+    budget = budget_for(found.sampled_cells)
+    by_budget = evaluate(model, examples, images, replace(settings, select="budget", budget=budget))
+    return Calibration({"select": "budget", "budget": budget}, sampled, by_budget)
 
 
-def budget_for(sampled: Evaluation) -> int:
+def budget_for(cells: float) -> int:
     """The rounded mean number of attended cells, and the glance."""
-    return round(sampled.mean_cells) + 1
+    return round(cells) + 1
 
 
 def threshold_for(candidates: Sequence[np.ndarray[Any, Any]], wanted: float) -> float:

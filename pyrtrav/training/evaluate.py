@@ -74,7 +74,8 @@ def evaluate(
                 if failure is not None:
                     errors[batch[i].path] = failure
                     rows[i] = 0
-                own = trace.depth[trace.image == position]
+                places = trace.fixation_place()[trace.image == position]
+                own = trace.depth[trace.image == position][np.unique(places, return_index=True)[1]]
                 counts[i] = np.bincount(own, minlength=depth + 1)[1 : depth + 1]
             for level in range(depth):
                 candidates[level].extend((start + here[i], best) for i, best in trace.best_by_image(level))

@@ -45,7 +45,11 @@ class OpenImages:
     def _get(self, path: str) -> Pyramid:
         if path not in self._open:
             pyramid = open_pyramid(path, channels=self._channels, window=self._window)
-            check_glance(pyramid, self._base)
+            try:
+                check_glance(pyramid, self._base)
+            except PyramidError:
+                pyramid.close()
+                raise
             self._open[path] = pyramid
         self._open.move_to_end(path)
         return self._open[path]

@@ -19,13 +19,13 @@ import torch
 
 from pyrtrav.config import make_config
 from pyrtrav.errors import ConfigError, DatasetError, PyramidError
-from pyrtrav.files import append_line
+from pyrtrav.files import append_line, make_folder, written_whole
 from pyrtrav.methods import Stage, find_method
 from pyrtrav.model_file import ModelCard, build_model, save_model
 from pyrtrav.predict import pick_device
 from pyrtrav.selection import Settings
 from pyrtrav.training.augment import random_view
-from pyrtrav.training.calibrate import calibrate
+from pyrtrav.training.calibrate import budget_for, calibrate
 from pyrtrav.training.checkpoint import Position, load_checkpoint, save_checkpoint
 from pyrtrav.training.data import Dataset, Example
 from pyrtrav.training.evaluate import evaluate
@@ -99,11 +99,13 @@ class Trainer:
         seed: int = 0,
         device: str = "auto",
         on_epoch: Callable[[EpochReport], None] | None = None,
+        command: str | None = None,
     ) -> None:
         self.dataset, self.card, self.config, self.seed = dataset, card, config, seed
         self.out = Path(out)
         self.device = pick_device(device)
         self.on_epoch = on_epoch
+        self.command = command
         torch.manual_seed(seed)
         self.model = build_model(card).to(self.device)
         method = find_method(card.method)
@@ -137,14 +139,14 @@ class Trainer:
             ConfigError: the folder holds another run, or nothing to resume.
             DatasetError: more than 5 % of the images cannot be read (or any, with ``strict``).
         """
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         checkpoint = self.out / "checkpoint.safetensors"
         start = Position(0, 0)
         if resume:
             start = load_checkpoint(checkpoint, self.identity, self.model, self.optimizer, self._objectives)
+            self._trim_log(sum(self.epochs[: start.stage]) + start.epoch)
         elif checkpoint.exists():
             raise ConfigError(f"{self.out}: holds another run; go on with --resume, or choose another --out")
-        begun = time.perf_counter()
         for number, stage in enumerate(self.stages):
             for epoch in range(self.epochs[number]):
                 if (number, epoch) < (start.stage, start.epoch):
@@ -158,7 +160,7 @@ class Trainer:
                     self.optimizer,
                     self._objectives,
                 )
-        path = self._finish(time.perf_counter() - begun)
+        path = self._finish()
         self.images.close()
         return path
 
@@ -181,6 +183,8 @@ class Trainer:
             progress = (epoch + step / len(batches)) / self.epochs[number]
             metrics, failed, count = self._step(stage, [examples[i] for i in batch], random, generator, progress)
             errors.update(failed)
+            if failed and self.config.strict:
+                break
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value * count
             seen += count
@@ -244,6 +248,22 @@ class Trainer:
             raise DatasetError(f"{named}; mend or remove them (at most {MAX_FAILED:.0%} may fail, none with strict)")
         return named
 
+    def _log(self) -> list[dict[str, Any]]:
+        lines = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        reports = []
+        for line in lines:
+            try:
+                reports.append(json.loads(line))
+            except ValueError:
+                break  # torn by a crash
+        return reports
+
+    def _trim_log(self, epochs: int) -> None:
+        """Drop the line of an epoch that was done but not saved: it is done again."""
+        kept = self._log()[:epochs]
+        with written_whole(self.out / "log.jsonl") as beside:
+            beside.write_text("".join(json.dumps(report) + "\n" for report in kept), encoding="utf-8")
+
     def _sampling(self, depth: int) -> Settings:
         share = getattr(self.method_config, "share_cells", True)
         return Settings(select="sample", depth=depth, share_cells=share, seed=self.seed)
@@ -253,16 +273,21 @@ class Trainer:
         if not examples:
             return {}
         found = evaluate(self.model, examples, self.images, self._sampling(stage.depth))
-        return {"val_accuracy": found.accuracy, "val_cells": found.mean_cells}
+        return {
+            "val_accuracy": found.accuracy,
+            "val_cells": found.mean_cells,
+            **({"val_failed": float(len(found.errors))} if found.errors else {}),
+        }
 
-    def _finish(self, seconds: float) -> Path:
+    def _finish(self) -> Path:
         """Fit the default selection, and write the model with what it reached."""
         examples = self.dataset.split("val")
         summary: dict[str, Any] = {
+            "command": self.command,
             "seed": self.seed,
             "training": dataclasses.asdict(self.config),
             "images": {name: len(self.dataset.split(name)) for name in ("train", "val", "test")},
-            "seconds": round(seconds, 1),
+            "seconds": round(sum(report["seconds"] for report in self._log()), 1),
         }
         settings = self._sampling(self.model.max_depth)
         if examples:
@@ -271,11 +296,15 @@ class Trainer:
             summary["validation"] = {
                 "accuracy": round(found.stored.accuracy, 4),
                 "mean_cells": round(found.stored.mean_cells, 3),
-                "accuracy_sampled": round(found.sampled.accuracy, 4),
-                "mean_cells_sampled": round(found.sampled.mean_cells, 3),
+                "accuracy_sampled": round(found.sampled_accuracy, 4),
+                "mean_cells_sampled": round(found.sampled_cells, 3),
             }
-        else:
+        elif settings.depth == 0:
             selection = {"select": "all"}
+        else:
+            # Nothing to fit thresholds on: the mean of what training attends, and the glance.
+            found_cells = evaluate(self.model, self.dataset.split("train")[:64], self.images, settings).mean_cells
+            selection = {"select": "budget", "budget": budget_for(found_cells)}
         card = dataclasses.replace(self.card, selection=selection, training={**self.card.training, **summary})
         path = self.out / "model.safetensors"
         save_model(path, self.model, card)
