@@ -86,7 +86,7 @@ class Predictor:
             asked = "threshold" if tau is not None else "topk" if k is not None else None
             select = asked or ("budget" if budget is not None else stored.get("select", "all"))
             if asked is None and budget is None:
-                budget = stored.get("budget")
+                budget, k = stored.get("budget"), stored.get("k")
         for option, value, needs in (("tau", tau, "threshold"), ("k", k, "topk")):
             if value is not None and select != needs:
                 raise ConfigError(f"--{option} goes with the selection `{needs}`, not with `{select}`")

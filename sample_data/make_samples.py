@@ -18,7 +18,7 @@ import csv
 import math
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,8 @@ class Layout:
 
 
 FIELD = Layout(1024, 1024, 131, (520, 740), (1, 2), (35, 90), (20, 28))
-SCENE = Layout(1024, 768, 131, (420, 560), (1, 2), (35, 90), (20, 28), zoom=2)
-SLIDE = Layout(1024, 768, 131, (420, 560), (1, 2), (35, 90), (20, 28), zoom=8)
+SCENE = replace(FIELD, zoom=2)
+SLIDE = replace(FIELD, zoom=8)
 
 
 @dataclass(frozen=True)

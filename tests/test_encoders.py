@@ -1,6 +1,8 @@
 """Encoders against the paper's tables, and the contract that every encoder keeps."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -359,3 +361,16 @@ class TestTools:
 
 def options(name: str) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(ENCODERS[name]).parameters)
+
+
+def test_training_on_several_threads_does_not_crash() -> None:
+    """Channels-last convolutions of few channels corrupt memory in torch's backward pass on several threads."""
+    code = (
+        "import torch; from pyrtrav.encoders import build_encoder; torch.set_num_threads(2)\n"
+        "encoder = build_encoder('residual', widths=(8, 12, 16), base_resolution=32)\n"
+        "for count in range(1, 200, 3):\n"
+        "    patches = torch.rand(count, 32, 32, 3).permute(0, 3, 1, 2)  # as patches come from the reader\n"
+        "    encoder(patches).vector.sum().backward()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

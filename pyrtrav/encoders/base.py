@@ -90,7 +90,10 @@ class Encoder(nn.Module, ABC):
         self, images: Float[Tensor, "image channels height width"]
     ) -> Float[Tensor, "image channels height width"]:
         """Return images in 0..1 as `features` and `encode` want them; any size."""
-        return (images - self.mean) / self.std
+        # Channels last would be faster on a CPU too, but with convolutions of fewer than 16 channels the backward
+        # pass of torch 2.13 then writes beyond its buffers on several threads: a crash at best.
+        layout = torch.channels_last if images.is_cuda else torch.contiguous_format
+        return (images.contiguous(memory_format=layout) - self.mean) / self.std
 
     def encode(self, patches: Float[Tensor, "fixation channels size size"]) -> Encoding:
         """Encode normalised patches: the map is the features, the vector their mean over rows and columns."""

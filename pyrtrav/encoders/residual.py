@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -45,7 +44,7 @@ class ResidualEncoder(Encoder):
     Args:
         channels: 1 or 3.
         base_resolution: a multiple of 2 to the number of widths; 64 gives a map of 4 x 4.
-        widths: channels of the stem and of each stage; by default 6.9 million multiply-accumulates a patch.
+        widths: channels of the stem and of each stage; by default 2.9 million multiply-accumulates a patch.
         blocks: residual blocks in a stage.
         mean, std: of patches in 0..1, one number or one for each channel.
     """
@@ -55,7 +54,7 @@ class ResidualEncoder(Encoder):
         *,
         channels: int = 3,
         base_resolution: int = 64,
-        widths: Sequence[int] = (16, 24, 48, 96),
+        widths: Sequence[int] = (8, 16, 32, 64),
         blocks: int = 1,
         mean: float | Sequence[float] = 0.5,
         std: float | Sequence[float] = 0.25,
@@ -92,8 +91,6 @@ class ResidualEncoder(Encoder):
         self, images: Float[Tensor, "image channels height width"]
     ) -> Float[Tensor, "image map_channels rows columns"]:
         """Return the last feature map of normalised images, nowhere below 0."""
-        # On a CPU the network is 1.2 to 1.4 times as fast channels last, forward and backward.
-        images = images.contiguous(memory_format=torch.channels_last)
         return functional.relu(self.stages(self.stem(images)))
 
 

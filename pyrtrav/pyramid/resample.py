@@ -16,10 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrtrav.errors import RegionError
+
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Sums = NDArray[np.uint32]
 Edges = NDArray[np.int64]
+
+MAX_BOX_PIXELS = 1 << 24
+"""Level pixels that a patch pixel may cover: their sum fits 32 bits."""
 
 # Above this many level pixels a patch pixel, running sums are faster than adding one pixel after the other.
 _MAX_TERMS = 12
@@ -181,6 +186,11 @@ class AreaMean:
         mask: bool,
     ) -> None:
         width, height = size
+        if box.step_x * box.step_y > MAX_BOX_PIXELS:
+            raise RegionError(
+                f"a patch pixel would cover {box.step_x:.0f} x {box.step_y:.0f} stored pixels (the limit is 4,096 x "
+                "4,096), because the image has no coarse levels; make a pyramid of it with `pyrtrav convert`"
+            )
         self.unit = 1 << box.bits
         self.edges_x, self.edges_y = box.edges(width, height)
         self.background = np.asarray(background, np.uint32)

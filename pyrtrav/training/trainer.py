@@ -39,7 +39,7 @@ MAX_FAILED = 0.05
 class TrainingConfig:
     """How any method is trained."""
 
-    epochs: int | tuple[int, ...] = 70
+    epochs: int | tuple[int, ...] = 100
     """Epochs a stage; one value for all stages, or one each."""
     batch_size: int = 16
     """Images a step."""
