@@ -83,6 +83,10 @@ def test_garbage_in_every_other_tile_changes_nothing(predictor: Predictor, reads
             overwrite(path, span, random.bytes(span[1]))
             damaged += 1
     assert damaged > len(attended)
+    # Every level was entered, and the finer ones in part only.
+    for level, share in ((0, 0.2), (1, 0.9), (2, 1.0)):
+        own = [span in attended for number, *_, span in stored_tiles(path) if number == level]
+        assert 0 < sum(own) <= share * len(own)
     shared_cache().clear()
     after = predictor.predict([path], predictor.settings(**LOOK))[0]
     assert compared(before.record, file_changed=True) == compared(after.record, file_changed=True)

@@ -15,6 +15,7 @@ from pyrtrav.methods.fcn import Fcn
 from pyrtrav.model_file import EncoderSpec, ModelCard, build_model, load_model, save_model
 from pyrtrav.predict import Predictor
 from pyrtrav.pyramid.array import ArrayPyramid
+from pyrtrav.selection import Settings
 from pyrtrav.tree import RESULT_SCHEMA, TREE_SCHEMA, check
 from tests.samples import compared
 
@@ -109,7 +110,7 @@ def test_strips_equal_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(model, Fcn)
     image = ArrayPyramid(np.random.default_rng(0).integers(0, 255, (112, 112), np.uint8), channels=1)
     with torch.no_grad():
-        whole = model.look([image], None).vector  # type: ignore[arg-type]
+        whole = model.look([image], Settings(select="all")).vector
         monkeypatch.setattr("pyrtrav.methods.fcn.STRIP_PIXELS", 112 * 12)
-        strips = model.look([image], None).vector  # type: ignore[arg-type]
+        strips = model.look([image], Settings(select="all")).vector
     torch.testing.assert_close(strips, whole, rtol=1e-5, atol=1e-6)

@@ -144,12 +144,11 @@ def count_macs(module: Callable[..., object], *inputs: object) -> int:
     """
     total = 0
 
-    def count(layer: nn.Module, _: object, output: Tensor) -> None:
+    def count(layer: nn.Module, _: object, output: object) -> None:
         nonlocal total
-        if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) and isinstance(output, Tensor):
+            # Every output is one weight vector applied.
             total += output.numel() * layer.weight[0].numel()
-        elif isinstance(layer, nn.Linear):
-            total += output.numel() * layer.in_features
 
     # torch's own counter says the same (tested), but loading it takes a second.
     hook = register_module_forward_hook(count)

@@ -34,7 +34,7 @@ Differs from the paper:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ from pyrtrav.policy_gradient import (
     reinforce,
 )
 from pyrtrav.sampling import Image
-from pyrtrav.selection import Settings
+from pyrtrav.selection import Ints, Settings
 from pyrtrav.trace import Trace
 from pyrtrav.traversal import Generators, Policy, Traversal
 
@@ -204,7 +204,7 @@ class TopDown(Model):
         full = torch.zeros(trace.images, logits.shape[1], dtype=logits.dtype, device=device)
         return full.index_copy(0, torch.from_numpy(trace.image[glances]).to(device), logits)
 
-    def _merge_level(self, trace: Trace, values: Tensor, edges: np.ndarray[Any, Any]) -> Tensor:
+    def _merge_level(self, trace: Trace, values: Tensor, edges: Ints) -> Tensor:
         """V'_n of every fixation with an attended cell; the grid's other cells are zero vectors."""
         device, size, cells = values.device, values.shape[1], self.config.cells
         parents, local = np.unique(trace.parent[edges], return_inverse=True)
