@@ -62,7 +62,7 @@ def classify(
     if not as_json:
         stdout.print(
             table(
-                ("image", "label", "probability", "looks", "tiles", "of", "read", "seconds"),
+                ("image", "label", "prob", "looks", "tiles", "of", "read", "seconds"),
                 map(_row, records),
             )
         )

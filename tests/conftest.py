@@ -14,7 +14,7 @@ DATA = Path(os.environ.get("PYRTRAV_DATA") or Path(__file__).resolve().parents[2
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """The folder of real files (see CONTRIBUTING); its tests are skipped, visibly, where it is missing."""
+    """The folder of real files; its tests are skipped, visibly, where it is missing."""
     if not DATA.is_dir():
         pytest.skip(f"no real data at {DATA}; set PYRTRAV_DATA to their folder")
     return DATA
