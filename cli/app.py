@@ -3,6 +3,7 @@
 Exit codes: 0 all done; 1 some images failed, the rest are done and each failure is named; 2 wrong usage.
 """
 
+import io
 import sys
 import traceback
 from typing import Annotated
@@ -48,7 +49,9 @@ def main() -> None:
     """Run the program; an error becomes one message and an exit code."""
     debug = "--debug" in sys.argv[1:]
     # A file name need not be text; it is printed all the same.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except BrokenPipeError:

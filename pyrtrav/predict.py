@@ -17,6 +17,7 @@ from pyrtrav.model_file import LoadedModel, ModelCard, load_model
 from pyrtrav.pyramid import Pyramid, open_pyramid
 from pyrtrav.pyramid.costs import check_glance
 from pyrtrav.pyramid.inspect import fingerprint
+from pyrtrav.pyramid.open import check_mpp
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
 from pyrtrav.tree import RESULT_SCHEMA, ParseTree, Record
@@ -139,6 +140,7 @@ class Predictor:
         An image that cannot be opened or read has an error record and no tree; the others are done.
         """
         settings = settings or self.settings()
+        check_mpp(mpp)
         outcomes: dict[int, Outcome] = {}
         with ExitStack() as stack:
             opened: list[tuple[int, Pyramid, float]] = []

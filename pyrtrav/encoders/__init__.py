@@ -30,10 +30,8 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
 """Builders by name; all their options are keywords and have defaults."""
 
 
-def build_encoder(
-    name: str, *, channels: int | None = None, base_resolution: int | None = None, **options: Any
-) -> Encoder:
-    """Return the encoder ``name`` with new weights; ``None`` is the encoder's own default.
+def build_encoder(name: str, *, channels: Any = None, base_resolution: Any = None, **options: Any) -> Encoder:
+    """Return the encoder ``name`` with new weights; ``None`` is the encoder's own default; values may come from a file.
 
     Raises:
         ConfigError: an unknown name or option, or one that the encoder cannot have.

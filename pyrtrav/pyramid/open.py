@@ -55,8 +55,7 @@ def open_pyramid(
     path = os.fspath(path)
     if backend is not None and backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}{nearest_name(backend, BACKENDS)}")
-    if mpp is not None and not 0 < mpp < math.inf:
-        raise ConfigError(f"mpp is a number of micrometres above 0, got {mpp}")
+    check_mpp(mpp)
     head = read_head(path)
     names = candidates(path, head) if backend is None else (backend,)
     options: dict[str, Any] = {"mpp": mpp, "channels": channels, "window": window}
@@ -69,6 +68,12 @@ def open_pyramid(
     if _is_text(head):
         raise UnsupportedFormatError(f"{path}: its content is text, not an image, whatever its name says")
     raise UnsupportedFormatError(f"{path}: no reader can open it\n  " + "\n  ".join(said))
+
+
+def check_mpp(mpp: float | None) -> None:
+    """Raise ConfigError for a given resolution that is none."""
+    if mpp is not None and not 0 < mpp < math.inf:
+        raise ConfigError(f"mpp is a number of micrometres above 0, got {mpp}")
 
 
 def read_head(path: str) -> bytes:
