@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,3 +156,34 @@ def test_openslide_is_asked_for_little_more_than_the_attended_share(data: Path) 
         image.read(image.bounds, 64)
         assert image.cost.bytes_read is None
         assert image.cost.tiles_decoded <= 4
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_the_kernel_sees_the_bytes_of_the_ledger(tmp_path: Path) -> None:
+    """Positioned reads are the attended tiles and nothing else; plain reads are the directories and the fingerprint."""
+    code = (
+        "import json; from pyrtrav.predict import Predictor; p = Predictor(device='cpu');"
+        f"print(json.dumps(p.predict([{str(SLIDE)!r}], p.settings(**{LOOK!r}))[0].record['cost']))"
+    )
+    log = tmp_path / "strace.log"
+    words = ["strace", "-f", "-y", "-e", "trace=read,pread64", "-o", str(log), sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode and "ptrace" in done.stderr.lower():
+        pytest.skip("this machine forbids tracing")
+    seen = {"read": 0, "pread64": 0}
+    waiting: dict[str, str] = {}
+    for line in log.read_text(errors="replace").splitlines():
+        process, _, said = line.partition(" ")
+        call = said.strip().split("(")[0]
+        if "resumed>" in said:
+            call = waiting.pop(process, "")
+        elif SLIDE.name not in said:
+            continue
+        elif "unfinished" in said:
+            waiting[process] = call
+            continue
+        count = said.rsplit("= ", 1)[-1].strip()
+        if call in seen and count.isdigit():
+            seen[call] += int(count)
+    assert seen["pread64"] == json.loads(done.stdout)["bytes_read"]
+    assert seen["read"] < 512 << 10
