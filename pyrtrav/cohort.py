@@ -13,8 +13,9 @@ from typing import Any
 from pyrtrav.errors import ConfigError
 from pyrtrav.files import append_line, make_folder, written_whole
 from pyrtrav.predict import Predictor
-from pyrtrav.pyramid.inspect import claims, companions
+from pyrtrav.pyramid.inspect import claims
 from pyrtrav.selection import Settings
+from pyrtrav.training.listing import walk
 from pyrtrav.tree import RESULT_SCHEMA, Record, check
 
 IMAGES_AT_ONCE = 8
@@ -30,36 +31,22 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> tuple[list[str], li
 
     Raises:
         ConfigError: a folder holds no image.
+        DatasetError: a folder cannot be listed.
     """
     found: list[str] = []
     others: list[str] = []
     for item in inputs:
         path = os.fspath(item)
         if os.path.isdir(path) and not claims(path):
-            before = len(found)
-            _search(Path(path), found, others)
-            if len(found) == before:
+            listings = list(walk(path))
+            below = [image for listing in listings for image in listing.images]
+            if not below:
                 raise ConfigError(f"{path}: the folder holds no image that can be opened")
+            found += sorted(below, key=Path)
+            others += sorted((other for listing in listings for other in listing.others), key=Path)
         else:
             found.append(path)
     return list(dict.fromkeys(found)), others
-
-
-def _search(folder: Path, found: list[str], others: list[str], above: frozenset[str] = frozenset()) -> None:
-    real = os.path.realpath(folder)
-    if real in above:
-        return  # a link that leads back
-    covered: set[str] = set()
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith(".") or os.path.abspath(entry) in covered:
-            continue
-        if claims(str(entry)):
-            covered |= {os.path.abspath(other) for other in companions(str(entry))}
-            found.append(str(entry))
-        elif entry.is_dir():
-            _search(entry, found, others, above | {real})
-        else:
-            others.append(str(entry))
 
 
 def resume_key(record: Record) -> str:

@@ -224,21 +224,15 @@ class Predictor:
         except (PyrtravError, OSError):
             mark = None
         card = self.loaded.card
+        # All settings but the one that changes no result: the resume key is made of them.
         return {
             "schema": RESULT_SCHEMA,
             "version": __version__,
             "image": os.path.basename(absolute),
             "input": {"path": absolute, "fingerprint": mark},
             "settings": {
-                "select": settings.select,
+                **{name: value for name, value in asdict(settings).items() if name != "encode_batch"},
                 "tau": list(settings.tau) if settings.tau else None,
-                "k": settings.k,
-                "budget": settings.budget,
-                "beam": settings.beam,
-                "depth": settings.depth,
-                "share_cells": settings.share_cells,
-                "max_fixations": settings.max_fixations,
-                "seed": settings.seed,
                 "mpp": mpp,
                 "device": self.device.type,
             },

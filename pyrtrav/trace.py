@@ -176,14 +176,13 @@ class Trace:
         count = torch.bincount(cell, minlength=cells).clamp(min=1)
         return total / count
 
-    def best_by_image(self, depth: int) -> list[tuple[int, Floats]]:
-        """Per image with decisions at ``depth``: the largest probability that each of its distinct cells was given."""
+    def best_probabilities(self, depth: int) -> Floats:
+        """For every distinct cell that was a candidate at ``depth``: the largest probability that it was given."""
         edges = np.flatnonzero(self.depth[self.parent] == depth)
-        _, first, inverse = np.unique(self.cell_place()[edges], return_index=True, return_inverse=True)
-        best = np.zeros(len(first))
+        places, inverse = np.unique(self.cell_place()[edges], return_inverse=True)
+        best = np.zeros(len(places))
         np.maximum.at(best, inverse, self.probability[edges])
-        image = self.image[self.parent[edges]][first]
-        return [(int(i), best[image == i]) for i in np.unique(image)]
+        return best
 
     def cells_attended(self, depth: int) -> Floats:
         """Per image the number of fixations at depths 1 to ``depth``."""

@@ -42,6 +42,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyrtrav.encoders.base import Encoder, Encoding, count_macs, init_xavier
+from pyrtrav.encoders.paper import LEAKY_SLOPE
 from pyrtrav.errors import ConfigError
 from pyrtrav.geometry import Grid
 from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
@@ -58,8 +59,6 @@ from pyrtrav.sampling import Image
 from pyrtrav.selection import Ints, Settings
 from pyrtrav.trace import Trace
 from pyrtrav.traversal import Generators, Policy, Traversal
-
-LEAKY_SLOPE = 0.2
 
 
 @dataclass(frozen=True)

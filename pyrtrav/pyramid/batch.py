@@ -170,8 +170,8 @@ def _plan(requests: Sequence[Request], size: tuple[int, int]) -> dict[Key, list[
     for request in requests:
         level = request.level
         left, top, right, bottom = request.box.extent(*size)
-        columns = _tile_range(left, right, level.tile_width, level.width)
-        rows = _tile_range(top, bottom, level.tile_height, level.height)
+        columns = tile_range(left, right, level.tile_width, level.width)
+        rows = tile_range(top, bottom, level.tile_height, level.height)
         if len(columns) * len(rows) + len(wanted) > MAX_TILES:
             raise RegionError(
                 f"reading touches {len(columns) * len(rows):,} tiles of a level of {level.width} x "
@@ -183,7 +183,7 @@ def _plan(requests: Sequence[Request], size: tuple[int, int]) -> dict[Key, list[
     return {(level, column, row): wanted[level, row, column] for level, row, column in sorted(wanted)}
 
 
-def _tile_range(first: float, last: float, tile: int, limit: int) -> range:
+def tile_range(first: float, last: float, tile: int, limit: int) -> range:
     """The tiles along one axis that share area with ``first .. last``, within the image."""
     first, last = max(first, 0.0), min(last, float(limit))
     if last <= first:

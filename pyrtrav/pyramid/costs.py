@@ -7,6 +7,7 @@ from typing import Any
 from pyrtrav.errors import UnsupportedFormatError
 from pyrtrav.geometry import Grid, Region, halvings, root_region
 from pyrtrav.pyramid.base import Level, Pyramid
+from pyrtrav.pyramid.batch import tile_range
 
 MAX_GLANCE_PIXELS = 256_000_000
 """A glance that decodes more is refused: the image lacks a pyramid."""
@@ -14,15 +15,10 @@ MAX_GLANCE_PIXELS = 256_000_000
 
 def tiles_of(pyramid: Pyramid, level: Level, region: Region) -> int:
     """Number of the level's tiles that share area with the region (level-0 pixels)."""
-    inside = region.intersection(Region(0, 0, pyramid.width, pyramid.height))
     scale_x, scale_y = level.width / pyramid.width, level.height / pyramid.height
-    columns = _touched(inside.x * scale_x, inside.right * scale_x, level.tile_width)
-    rows = _touched(inside.y * scale_y, inside.bottom * scale_y, level.tile_height)
-    return columns * rows
-
-
-def _touched(first: float, last: float, tile: int) -> int:
-    return max(0, int(-(-last // tile)) - int(first // tile)) if last > first else 0
+    columns = tile_range(region.x * scale_x, region.right * scale_x, level.tile_width, level.width)
+    rows = tile_range(region.y * scale_y, region.bottom * scale_y, level.tile_height, level.height)
+    return len(columns) * len(rows)
 
 
 def glance_pixels(pyramid: Pyramid, base_resolution: int) -> int:

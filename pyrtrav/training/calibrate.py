@@ -57,8 +57,8 @@ def calibrate(
         # The last threshold serves the depths below, whose decisions are not used here.
         known = replace(settings, select="threshold", tau=(*taus, 1.0), depth=depth + 1)
         seen = evaluate(model, examples, images, known)
-        taus.append(threshold_for([best for _, best in seen.candidates[depth]], wanted[depth] * len(examples)))
-    fitted = replace(settings, select="threshold", tau=tuple(taus) or None)
+        taus.append(threshold_for(seen.candidates[depth], wanted[depth] * len(examples)))
+    fitted = replace(settings, select="threshold", tau=tuple(taus))
     stored = evaluate(model, examples, images, fitted)
     found = Calibration({"select": "threshold", "tau": taus}, sampled, stored)
     if abs(stored.mean_cells - found.sampled_cells) <= TOLERANCE * found.sampled_cells:

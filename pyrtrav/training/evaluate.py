@@ -25,8 +25,8 @@ class Evaluation:
     labels: NDArray[np.int64]
     cells: NDArray[np.float64]
     """(image, depth - 1): distinct cells attended at depths 1, 2, ..."""
-    candidates: list[list[tuple[int, NDArray[np.float64]]]]
-    """For each depth of the deciding fixations, (image, largest probability of each of its distinct cells)."""
+    candidates: list[list[NDArray[np.float64]]]
+    """For each depth of the deciding fixations, the largest probability of each distinct cell, batch by batch."""
     errors: dict[str, PyramidError]
 
     @property
@@ -55,7 +55,7 @@ def evaluate(
     model.eval()
     depth = min(settings.depth, model.max_depth)
     probabilities, cells = [], []
-    candidates: list[list[tuple[int, NDArray[np.float64]]]] = [[] for _ in range(depth)]
+    candidates: list[list[NDArray[np.float64]]] = [[] for _ in range(depth)]
     errors: dict[str, PyramidError] = {}
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
@@ -78,7 +78,7 @@ def evaluate(
                 own = trace.depth[trace.image == position][np.unique(places, return_index=True)[1]]
                 counts[i] = np.bincount(own, minlength=depth + 1)[1 : depth + 1]
             for level in range(depth):
-                candidates[level].extend((start + here[i], best) for i, best in trace.best_by_image(level))
+                candidates[level].append(trace.best_probabilities(level))
         probabilities.append(rows.numpy())
         cells.append(counts)
         if on_batch is not None:

@@ -50,7 +50,7 @@ def _warn_unclaimed(paths: Sequence[str], folder: str, warnings: list[str]) -> N
 
 
 @dataclass(frozen=True, slots=True)
-class _Listing:
+class Listing:
     """What lies directly in a folder, sorted by name, without hidden names and the parts of other images."""
 
     images: list[str]
@@ -58,8 +58,8 @@ class _Listing:
     others: list[str]
 
 
-def _list_folder(folder: str) -> _Listing:
-    found = _Listing([], [], [])
+def _list_folder(folder: str) -> Listing:
+    found = Listing([], [], [])
     parts: set[str] = set()
     try:
         names = sorted(os.listdir(folder))
@@ -78,7 +78,7 @@ def _list_folder(folder: str) -> _Listing:
             found.others.append(path)
     # The data folder `a` of a slide `a.mrxs` comes before it.
     lists = (found.images, found.folders, found.others)
-    return _Listing(*([path for path in paths if path not in parts] for paths in lists))
+    return Listing(*([path for path in paths if path not in parts] for paths in lists))
 
 
 def _folder_rows(folder: str, warnings: list[str]) -> list[Row]:
@@ -107,7 +107,7 @@ def _folder_rows(folder: str, warnings: list[str]) -> list[Row]:
     return rows
 
 
-def _check_only_splits(top: _Listing, splits: Sequence[str]) -> None:
+def _check_only_splits(top: Listing, splits: Sequence[str]) -> None:
     others = [path for path in top.folders if path not in splits]
     if others:
         beside = ", ".join(os.path.basename(path) for path in splits)
@@ -119,7 +119,7 @@ def _check_only_splits(top: _Listing, splits: Sequence[str]) -> None:
 
 def _class_rows(folder: str, split: str | None, class_folder: str, unclaimed: list[str]) -> list[Row]:
     images: list[str] = []
-    for listing in _walk(class_folder, frozenset()):
+    for listing in walk(class_folder):
         images += listing.images
         unclaimed += listing.others
     if not images and split in (None, "train"):
@@ -129,7 +129,7 @@ def _class_rows(folder: str, split: str | None, class_folder: str, unclaimed: li
     return [Row(path, key, label, split, None, class_folder) for key, path in keys]
 
 
-def _walk(folder: str, above: frozenset[str]) -> Iterator[_Listing]:
+def walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[Listing]:
     """The folder and those below it; a link back to a folder above is not followed."""
     here = os.path.realpath(folder)
     if here in above:
@@ -137,7 +137,7 @@ def _walk(folder: str, above: frozenset[str]) -> Iterator[_Listing]:
     listing = _list_folder(folder)
     yield listing
     for below in listing.folders:
-        yield from _walk(below, above | {here})
+        yield from walk(below, above | {here})
 
 
 # Tables.
