@@ -4,6 +4,7 @@
       PyramidError
         UnsupportedFormatError (ValueError)   no backend can open the file; lists what each one said
         CorruptImageError      (OSError)      opened, but tags or pixels cannot be read: file, level, column, row
+          ImageChangedError                   the file is not the one that was opened
         RegionError            (ValueError)   a region that cannot be read
       ConfigError   (ValueError)              an unknown or impossible option; suggests the nearest name
       DatasetError  (ValueError)              training data that cannot be used; names file and line
@@ -58,6 +59,16 @@ class CorruptImageError(PyramidError, OSError):
 
 def _corrupt(path: str, reason: str, level: int | None, column: int | None, row: int | None) -> CorruptImageError:
     return CorruptImageError(path, reason, level=level, column=column, row=row)
+
+
+class ImageChangedError(CorruptImageError):
+    """The file is not the one that was opened: it was written to, replaced or removed."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "the file changed since it was opened; open it again")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path,)
 
 
 class RegionError(PyramidError, ValueError):

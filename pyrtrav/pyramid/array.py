@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,7 +37,7 @@ class ArrayPyramid(Pyramid):
         self._array = pixels.reshape(*pixels.shape[:2], -1)
         super().__init__("<array>", mpp=mpp, channels=channels, window=window)
 
-    def _file_identity(self) -> tuple[int, ...]:
+    def _file_identity(self) -> tuple[Hashable, ...]:
         return (id(self._array),)
 
     def _open(self) -> None:

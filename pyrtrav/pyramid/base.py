@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any, ClassVar, Self
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrtrav.cost import Cost
-from pyrtrav.errors import CorruptImageError, PyramidError, RegionError
+from pyrtrav.errors import CorruptImageError, ImageChangedError, PyramidError, RegionError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid import threads
 from pyrtrav.pyramid.batch import Batch, Request, request_of
@@ -33,6 +33,7 @@ from pyrtrav.pyramid.pixels import (
     wanted_samples,
 )
 from pyrtrav.pyramid.resample import Part
+from pyrtrav.pyramid.source import identity, is_url
 from pyrtrav.pyramid.threads import decode_pool
 from pyrtrav.pyramid.tiles import Key, Level, Patches, RawTile, Tile
 
@@ -110,6 +111,9 @@ class Pyramid(ABC):
         """RGB outside the image: the file's own, else white."""
         return 255, 255, 255
 
+    def _prefetch(self, keys: Sequence[Key]) -> None:  # noqa: B027 (of use to slow sources only)
+        """Say which tiles will be decoded next, so that they can be fetched together."""
+
     def _close(self) -> None:  # noqa: B027 (most backends hold no handle)
         """Give back file handles."""
 
@@ -124,12 +128,12 @@ class Pyramid(ABC):
         # Keyed by identity, so that a file replaced under the same name finds no old tiles.
         self._token = (self.path, self._identity, self.backend, tuple(map(str, self._options.values())))
 
-    def _file_identity(self) -> tuple[int, ...]:
-        try:
-            stat = os.stat(self.path)
-        except OSError as error:
-            raise PyramidError(f"{self.path}: {error.strerror or error}") from error
-        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+    def _file_identity(self) -> tuple[Hashable, ...]:
+        return identity(self.path)
+
+    def _is_changed(self) -> bool:
+        # Every request for a remote file carries the condition that it is the same.
+        return not is_url(self.path) and self._file_identity() != self._identity
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
@@ -142,8 +146,8 @@ class Pyramid(ABC):
         with self._lock:
             if self._closed:
                 raise PyramidError(f"{self.path}: the pyramid is closed")
-            if self._file_identity() != self._identity:
-                raise CorruptImageError(self.path, "the file changed since it was opened; open it again")
+            if self._is_changed():
+                raise ImageChangedError(self.path)
             self._readers += 1
         try:
             yield
@@ -263,6 +267,7 @@ class Pyramid(ABC):
 
             for run in batch.runs(self.levels):
                 batch.begin(run)
+                self._prefetch([key for key in run if not self._is_cached(key)])
                 # A thread costs more than it saves where there is one tile.
                 results = map(work, run) if len(run) == 1 else decode_pool().map(work, run)
                 for key, parts in zip(run, results, strict=True):
@@ -287,6 +292,9 @@ class Pyramid(ABC):
         tile = Tile(*self.pixel_rule.apply(raw.samples))
         self._cache.put((self._token, key), tile)
         return tile
+
+    def _is_cached(self, key: Key) -> bool:
+        return (self._token, key) in self._cache
 
     def _raw_tile(self, key: Key) -> RawTile | None:
         """Decode one tile and count it."""

@@ -29,6 +29,9 @@ class TileCache(Generic[T]):
     def __len__(self) -> int:
         return len(self._tiles)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._tiles
+
     def get(self, key: Hashable) -> T | None:
         """Return the tile and mark it as used now, or None."""
         with self._lock:

@@ -8,6 +8,7 @@ not interpolate.
 from __future__ import annotations
 
 import os
+from collections.abc import Hashable
 from typing import ClassVar
 
 import numpy as np
@@ -66,7 +67,7 @@ class SlidePyramid(Pyramid):
         inside = Region(x, y, w, h).intersection(Region(0, 0, width, height))
         return inside if inside.area > 0 else Region(0, 0, width, height)
 
-    def _file_identity(self) -> tuple[int, ...]:
+    def _file_identity(self) -> tuple[Hashable, ...]:
         """Of a MIRAX slide also its folder, which holds the pixels."""
         identity = super()._file_identity()
         folder, ending = os.path.splitext(self.path)

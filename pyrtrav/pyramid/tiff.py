@@ -8,7 +8,7 @@ OpenSlide does.
 from __future__ import annotations
 
 import logging
-import os
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,10 +19,11 @@ from pyrtrav.errors import CorruptImageError, PyramidError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.pyramid.pixels import wanted_samples
+from pyrtrav.pyramid.source import Source, open_source
 from pyrtrav.pyramid.tiff_decode import decode_segment, natural_colors
 from pyrtrav.pyramid.tiff_levels import Directory, find_levels
 from pyrtrav.pyramid.tiff_words import read_ome, read_properties, read_samples
-from pyrtrav.pyramid.tiles import Level, RawTile, plausible_mpp
+from pyrtrav.pyramid.tiles import Key, Level, RawTile, plausible_mpp
 
 # tifffile reports damage in its log; ours is in the exceptions.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -38,7 +39,7 @@ class TiffPyramid(Pyramid):
     backend: ClassVar[str] = "tiff"
 
     def _open(self) -> None:
-        self._fd = -1
+        self._source: Source | None = None
         try:
             with tifffile.TiffFile(self.path, _multifile=False) as tif:
                 first_page: Any = tif.pages[0] if len(tif.pages) else None
@@ -71,13 +72,22 @@ class TiffPyramid(Pyramid):
         )
         self.bounds = Region(0, 0, first.width, first.height)
         self.mpp = plausible_mpp(properties.get("mpp"))
-        self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        self._size = os.fstat(self._fd).st_size
+        self._source = open_source(self.path)
 
     def _close(self) -> None:
-        fd, self._fd = getattr(self, "_fd", -1), -1
-        if fd >= 0:
-            os.close(fd)
+        source, self._source = getattr(self, "_source", None), None
+        if source is not None:
+            source.close()
+
+    def _prefetch(self, keys: Sequence[Key]) -> None:
+        assert self._source is not None  # open while it is read
+        self._source.prefetch(
+            (int(directory.offsets[plane, index]), int(directory.counts[plane, index]))
+            for level, column, row in keys
+            for directory in (self._directories[level],)
+            for index in (row * self.levels[level].columns + column,)
+            for plane in self._planes
+        )
 
     def _decode_tile(self, level: int, column: int, row: int) -> RawTile | None:
         directory = self._directories[level]
@@ -109,11 +119,13 @@ class TiffPyramid(Pyramid):
         return samples
 
     def _read_bytes(self, offset: int, count: int, limit: int) -> bytes:
-        if offset + count > self._size:
-            raise OSError(f"its {count} bytes at {offset} lie beyond the end of the file ({self._size} bytes)")
+        source = self._source
+        assert source is not None  # open while it is read
+        if offset + count > source.size:
+            raise OSError(f"its {count} bytes at {offset} lie beyond the end of the file ({source.size} bytes)")
         if count > limit:
             raise OSError(f"its {count} bytes are more than such a tile can take")
-        data = os.pread(self._fd, count, offset)
+        data = source.read(offset, count)
         if len(data) != count:
             raise OSError(f"only {len(data)} of its {count} bytes could be read")
         return data
