@@ -12,8 +12,8 @@ import typer
 from rich.markup import escape
 
 from pyrtrav import __version__
-from pyrtrav.cli import classify, doctor, explain, info, train
-from pyrtrav.cli.render import stderr
+from pyrtrav.cli import classify, convert, doctor, explain, info, train
+from pyrtrav.cli.render import show_log, stderr
 from pyrtrav.errors import PyramidError, PyrtravError
 
 app = typer.Typer(
@@ -41,13 +41,14 @@ def options(
     """Options of all commands stand before the command's name."""
 
 
-for command in (info.info, classify.classify, train.train, explain.explain, doctor.doctor):
+for command in (info.info, classify.classify, train.train, explain.explain, convert.convert, doctor.doctor):
     app.command()(command)
 
 
 def main() -> None:
     """Run the program; an error becomes one message and an exit code."""
     debug = "--debug" in sys.argv[1:]
+    show_log(quiet=not {"--quiet", "-q"}.isdisjoint(sys.argv[1:]))
     # A file name need not be text; it is printed all the same.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

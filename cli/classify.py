@@ -12,7 +12,7 @@ from pyrtrav.cli.render import note, progress, size, stderr, stdout, table, warn
 
 
 def classify(
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
+    images: Annotated[list[str], typer.Argument(help="Images, folders of images, or URLs.", show_default=False)],
     model: o.Model = None,
     select: o.Select = None,
     tau: o.Tau = None,

@@ -11,7 +11,7 @@ from pyrtrav.cli.render import note, pairs, size, stdout, warn
 
 
 def explain(
-    image: Annotated[Path | None, typer.Argument(help="The image.", show_default=False)] = None,
+    image: Annotated[str | None, typer.Argument(help="The image, or its URL.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Write the parse tree here (JSON).")] = None,
     tree: Annotated[
         Path | None, typer.Option(help="Redraw this saved tree instead of looking again; needs no model.")

@@ -1,7 +1,6 @@
 """``pyrtrav info``: what an image is, and what looking at it costs."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ from pyrtrav.cli.render import pairs, stdout, table
 
 
 def info(
-    image: Annotated[Path, typer.Argument(help="The image.", show_default=False)],
+    image: Annotated[str, typer.Argument(help="The image, or its URL.", show_default=False)],
     base: Annotated[int, typer.Option(min=1, help="Side of a patch in pixels, for the costs.")] = 64,
     mpp: o.Mpp = None,
     as_json: o.Json = False,
@@ -32,6 +31,10 @@ def info(
         return
     bounds = described["bounds"]
     mpp_text = f"{described['mpp']:.4g} um a pixel" if described["mpp"] else "unknown (none is needed)"
+    if described["mpp"] is None and described["said_mpp"]:
+        mpp_text = (
+            f"unknown: the file says {described['said_mpp']} um, which is not believed; give the true one with --mpp"
+        )
     stdout.print(
         pairs(
             [
@@ -44,6 +47,11 @@ def info(
                     f"x {bounds['x']:g}, y {bounds['y']:g}, {bounds['width']:g} x {bounds['height']:g}",
                 ),
                 ("background", ", ".join(map(str, described["background"]))),
+                *(
+                    [("converted", described["properties"]["converted"])]
+                    if "converted" in described["properties"]
+                    else []
+                ),
             ]
         )
     )

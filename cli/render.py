@@ -1,5 +1,6 @@
 """How things look on a terminal: tables on stdout, everything else on stderr."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,19 @@ def note(message: str, quiet: bool) -> None:
 
 def warn(message: str) -> None:
     stderr.print(f"[yellow]warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
+class _Notes(logging.Handler):
+    """Prints what the package logs, such as that a large image is being converted."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage(), quiet=False)
+
+
+def show_log(quiet: bool) -> None:
+    """Print what the package logs on stderr; errors only where ``quiet``."""
+    log = logging.getLogger("pyrtrav")
+    log.handlers = [_Notes(logging.ERROR if quiet else logging.INFO)]
 
 
 @contextmanager

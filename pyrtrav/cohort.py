@@ -14,6 +14,7 @@ from pyrtrav.errors import ConfigError
 from pyrtrav.files import append_line, make_folder, written_whole
 from pyrtrav.predict import Predictor
 from pyrtrav.pyramid.inspect import claims
+from pyrtrav.pyramid.source import full_name, short_name
 from pyrtrav.selection import Settings
 from pyrtrav.training.listing import walk
 from pyrtrav.tree import RESULT_SCHEMA, Record, check
@@ -137,8 +138,8 @@ def _pyarrow() -> Any:
 
 def tree_path(folder: str | os.PathLike[str], image: str) -> Path:
     """Where the tree of an image is saved: its name, and enough of its path's hash to keep equal names apart."""
-    mark = hashlib.sha256(os.fsencode(os.path.abspath(image))).hexdigest()[:8]
-    return Path(folder) / f"{Path(image).name}.{mark}.tree.json"
+    mark = hashlib.sha256(os.fsencode(full_name(image))).hexdigest()[:8]
+    return Path(folder) / f"{short_name(full_name(image))}.{mark}.tree.json"
 
 
 def classify(

@@ -10,7 +10,8 @@ class Cost:
     """The cost of one image.
 
     ``fixations``, ``tiles_distinct`` and ``macs`` are functions of image, model and settings. ``tiles_decoded``,
-    ``bytes_read`` and ``seconds`` are measurements: they depend on cache and machine and are never compared.
+    ``bytes_read``, ``requests``, ``bytes_fetched`` and ``seconds`` are measurements: they depend on cache and
+    machine and are never compared.
     """
 
     tiles_decoded: int = 0
@@ -21,6 +22,11 @@ class Cost:
     """Tiles that the file holds over all its levels (the backend's own, see the backend)."""
     bytes_read: int | None = 0
     """Compressed bytes read for those tiles; None where the backend cannot know (OpenSlide)."""
+    requests: int = 0
+    """Requests to the server of a remote image, those that open it included; 0 for a local one."""
+    bytes_fetched: int = 0
+    """All bytes of their answers: tiles, the gaps between tiles that were fetched together, tables; 0 for a local
+    image."""
     pixels_decoded: int = 0
     """Pixels of the decoded tiles."""
     pixels_encoded: int = 0

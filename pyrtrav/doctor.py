@@ -45,11 +45,12 @@ PACKAGES = (
     "openslide-bin",
     "zarr",
     "pillow",
+    "pyvips",
     "safetensors",
 )
 """What classifying needs; openslide-bin may be replaced by a library of the system."""
 
-OPTIONAL = {"pyarrow": "arrow"}
+OPTIONAL = {"pyarrow": "arrow", "obstore": "remote"}
 """Packages by the extra that installs them."""
 
 SAFE_OPENSLIDE = (4, 0, 1)

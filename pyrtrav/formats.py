@@ -71,6 +71,13 @@ def _zarr() -> None:
     importlib.import_module("numcodecs.blosc")
 
 
+def _vips() -> None:
+    vips = importlib.import_module("pyvips")
+    for loader in ("jpegload", "pngload"):
+        if not vips.type_find("VipsOperation", loader):
+            raise ImportError(f"libvips without {loader}: pip install 'pyvips[binary]'")
+
+
 _PROBES: tuple[tuple[str, str, Callable[[], None]], ...] = (
     ("TIFF, SVS, OME-TIFF: JPEG", "tiff", _jpeg),
     ("TIFF, SVS: JPEG 2000", "tiff", _image_codec("jpeg2k")),
@@ -86,6 +93,7 @@ _PROBES: tuple[tuple[str, str, Callable[[], None]], ...] = (
     ("WebP", "raster", _pillow("WEBP")),
     ("JPEG 2000", "raster", _pillow("JPEG2000")),
     ("AVIF", "raster", _pillow("AVIF")),
+    ("large PNG, JPEG and striped TIFF, by conversion", "raster", _vips),
 )
 
 

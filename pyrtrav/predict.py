@@ -18,6 +18,7 @@ from pyrtrav.pyramid import Pyramid, open_pyramid
 from pyrtrav.pyramid.costs import check_glance
 from pyrtrav.pyramid.inspect import fingerprint
 from pyrtrav.pyramid.open import check_mpp
+from pyrtrav.pyramid.source import full_name, short_name
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
 from pyrtrav.tree import RESULT_SCHEMA, ParseTree, Record
@@ -218,7 +219,7 @@ class Predictor:
 
     def head(self, path: str, settings: Settings, mpp: float | None) -> Record:
         """Return what a record of this image says before it is looked at."""
-        absolute = os.path.abspath(path)
+        absolute = full_name(path)
         try:
             mark = fingerprint(absolute)
         except (PyrtravError, OSError):
@@ -228,7 +229,7 @@ class Predictor:
         return {
             "schema": RESULT_SCHEMA,
             "version": __version__,
-            "image": os.path.basename(absolute),
+            "image": short_name(absolute),
             "input": {"path": absolute, "fingerprint": mark},
             "settings": {
                 **{name: value for name, value in asdict(settings).items() if name != "encode_batch"},
@@ -255,7 +256,8 @@ class Predictor:
                 f"the image is so narrow ({image.width} x {image.height}) that the glance shows less than a pixel of it"
             )
         if self.loaded.card.config.get("finest_mpp") and image.mpp is None:
-            warnings.append("the image has no usable mpp, so it is followed down to level 0; give --mpp")
+            said = f" (the file says {image.said_mpp} um)" if image.said_mpp else ""
+            warnings.append(f"the image has no usable mpp{said}, so it is followed down to level 0; give --mpp")
         return warnings
 
     def _tree(self, trace: Trace, i: int, image: Pyramid, record: Record) -> ParseTree:

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrtrav.errors import PyramidError
@@ -26,14 +27,17 @@ class Image(Protocol):
     def mpp(self) -> float | None: ...
     @property
     def channels(self) -> int: ...
-    def read_many(self, regions: Sequence[Region], size: int | tuple[int, int], /) -> Patches: ...
+    def read_many(
+        self, regions: Sequence[Region], size: int | tuple[int, int], /, *, out: NDArray[np.uint8] | None = None
+    ) -> Patches: ...
 
 
 class PatchSampler:
     """Reads the patches of many images; each pyramid is asked once a call, so that it decodes each tile once."""
 
-    def __init__(self, pyramids: Sequence[Image], size: int) -> None:
-        self.pyramids, self.size = list(pyramids), size
+    def __init__(self, pyramids: Sequence[Image], size: int, *, pinned: bool = False) -> None:
+        """``pinned``: into memory from which a GPU takes the patches while other work goes on."""
+        self.pyramids, self.size, self.pinned = list(pyramids), size, pinned
 
     def __call__(
         self, image: Ints, region: Floats
@@ -43,22 +47,31 @@ class PatchSampler:
         The same region of the same pyramid, as in repeated draws for one image, is read once.
         """
         channels = self.pyramids[0].channels
-        pixels = np.empty((len(image), self.size, self.size, channels), np.uint8)
+        patches = torch.empty((len(image), self.size, self.size, channels), dtype=torch.uint8, pin_memory=self.pinned)
+        pixels = patches.numpy()
         errors: dict[int, PyramidError] = {}
         by_pyramid: dict[int, list[int]] = {}
         for index, number in enumerate(image.tolist()):
             by_pyramid.setdefault(id(self.pyramids[number]), []).append(index)
         for members in by_pyramid.values():
             pyramid = self.pyramids[int(image[members[0]])]
-            distinct, inverse = np.unique(region[members], axis=0, return_inverse=True)
             try:
-                patches = pyramid.read_many([Region(*row) for row in distinct.tolist()], self.size)
+                failed = self._read(pyramid, region[members], members, pixels)
             except PyramidError as error:
-                errors.update((int(image[i]), error) for i in members)
-                continue
-            pixels[members] = patches.pixels[inverse]
-            for i, j in zip(members, inverse.tolist(), strict=True):
-                failed = patches.errors[j]
-                if failed is not None:
-                    errors.setdefault(int(image[i]), failed)
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2), errors
+                failed = [error] * len(members)
+            for i, why in zip(members, failed, strict=True):
+                if why is not None:
+                    errors.setdefault(int(image[i]), why)
+        return patches.permute(0, 3, 1, 2), errors
+
+    def _read(
+        self, pyramid: Image, region: Floats, members: list[int], pixels: NDArray[np.uint8]
+    ) -> list[PyramidError | None]:
+        """Read the members' patches into their places; returns what went wrong with each."""
+        distinct, inverse = np.unique(region, axis=0, return_inverse=True)
+        if len(distinct) == len(region) and members[-1] - members[0] == len(members) - 1:
+            out = pixels[members[0] : members[-1] + 1]
+            return pyramid.read_many([Region(*row) for row in region.tolist()], self.size, out=out).errors
+        read = pyramid.read_many([Region(*row) for row in distinct.tolist()], self.size)
+        pixels[members] = read.pixels[inverse]
+        return [read.errors[j] for j in inverse.tolist()]

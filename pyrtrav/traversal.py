@@ -86,7 +86,7 @@ class Traversal(nn.Module):
         device = next(self.parameters()).device
         trace = Trace([root_region(image.bounds, base) for image in images], device)
         limits = self._limits(images, trace, settings)
-        sampler = PatchSampler(images, base)
+        sampler = PatchSampler(images, base, pinned=device.type == "cuda")
         fixations = _glance(trace)
         step = 0
         while len(fixations.image):

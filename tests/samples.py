@@ -10,7 +10,7 @@ SLIDE = SAMPLES / "slide.svs"
 IMAGES = [SLIDE, SAMPLES / "scene.ome.tif", SAMPLES / "scene.ome.zarr", SAMPLES / "scene.png"]
 TISSUE = SAMPLES / "tissue"
 
-MEASUREMENTS = ("tiles_decoded", "bytes_read", "pixels_decoded", "seconds")
+MEASUREMENTS = ("tiles_decoded", "bytes_read", "requests", "bytes_fetched", "pixels_decoded", "seconds")
 
 
 def compared(record: dict[str, Any], *, file_changed: bool = False) -> dict[str, Any]:

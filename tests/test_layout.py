@@ -24,6 +24,10 @@ FLOORS = [
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 
+LATE = {"pyrtrav.pyramid.kernels"}
+"""May be imported in a function: it compiles, or loads what was compiled."""
+
+
 def modules() -> list[Path]:
     return sorted(ROOT.rglob("*.py"))
 
@@ -56,7 +60,8 @@ def test_imports_run_downwards_and_stand_at_the_top(path: Path) -> None:
             assert FLOOR_OF[other] <= FLOOR_OF[own], f"{own} (floor {FLOOR_OF[own]}) imports {name}"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
-            assert not own_imports(ast.Module(node.body, [])), f"{path.name}: {node.name} hides an import of ours"
+            hidden = set(own_imports(ast.Module(node.body, []))) - LATE
+            assert not hidden, f"{path.name}: {node.name} hides an import of ours"
 
 
 def test_no_cycle_inside_a_package() -> None:
@@ -86,6 +91,7 @@ def test_no_cycle_inside_a_package() -> None:
         "import pyrtrav",
         "import pyrtrav; pyrtrav.open_pyramid; pyrtrav.ParseTree",
         "import pyrtrav.explanation",
+        "import pyrtrav.pyramid; assert 'numba' not in __import__('sys').modules",
         "import sys; sys.argv = ['pyrtrav', '--help']; from pyrtrav.cli.app import app; app(standalone_mode=False)",
     ],
 )

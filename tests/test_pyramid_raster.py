@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pyrtrav.errors import CorruptImageError, PyramidError, UnsupportedFormatError
+from pyrtrav.errors import CorruptImageError, PyramidError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid import Pyramid, open_pyramid
 from pyrtrav.pyramid.array import halve
@@ -202,24 +199,6 @@ def test_an_image_that_no_cache_holds_is_still_decoded_once(tmp_path: Path) -> N
     assert pyramid.cost.tiles_decoded == 1
     pyramid.close()
     assert len(shared_cache()) == 0
-
-
-def png_header(width: int, height: int) -> bytes:
-    def part(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(bytes(1000))) + part(b"IEND", b"")
-
-
-@pytest.mark.parametrize("side", [8_001, 12_000, 100_000, 2**31 - 1])
-def test_large_images_are_refused_by_name_and_without_a_warning(side: int, tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(png_header(side, side))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(UnsupportedFormatError, match=rf"{side} x {side} pixels .* 64 Mpx.*pyrtrav convert"):
-            open_pyramid(path)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "JPEG2000", "TIFF"])

@@ -20,7 +20,7 @@ from pyrtrav.pyramid.array import ArrayPyramid
 from pyrtrav.pyramid.base import Pyramid, shared_cache
 from pyrtrav.pyramid.cache import TileCache, default_cache_bytes
 from pyrtrav.pyramid.pixels import Samples
-from pyrtrav.pyramid.resample import AreaMean, Box, Place, box_sums_2d
+from pyrtrav.pyramid.resample import AreaMean, Box, Place
 from pyrtrav.pyramid.threads import decode_threads
 from pyrtrav.pyramid.tiles import Level, RawTile, plausible_mpp
 from tests.contracts.pyramid import WHITE, picture, slow_read
@@ -47,7 +47,7 @@ class TiledArray(Pyramid):
         self.mpp, self.bounds, self.properties = None, Region(0, 0, width, height), {}
         self.samples = Samples(3, np.dtype(np.uint8))
 
-    def _decode_tile(self, level: int, column: int, row: int) -> RawTile:
+    def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile:
         x, y = column * self.tile[0], row * self.tile[1]
         tile = self.arrays[level][y : y + self.tile[1], x : x + self.tile[0]]
         return RawTile(tile, tile.size)
@@ -119,19 +119,9 @@ def test_sums_are_exact_at_any_scale(step: float) -> None:
     """Integers up to 32 bits; the largest possible sum must not wrap around."""
     white = np.full((300, 300, 3), 255, np.uint8)
     mean = AreaMean(Box(-1.3, -0.7, step, step), (7, 5), (300, 300), (255, 255, 255), mask=True)
-    part = mean.part(white, None, Place(0, 0, 300, 300))
-    assert part is not None
-    mean.add(part)
+    mean.add(white, None, Place(0, 0, 300, 300))
     assert (mean.result() == 255).all()
     assert mean.unit * step > 1000 or mean.unit == 1 << 12, "edges finer than 1/1000 of a patch pixel"
-
-
-def test_large_tiles_are_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    edges = np.array([3, 700, 1300, 5000, 40_000]) * 5 + 1
-    pixels = np.random.default_rng(0).integers(0, 256, (900, 900, 2)).astype(np.uint8)
-    at_once = box_sums_2d(pixels, edges, edges, 256)
-    monkeypatch.setattr("pyrtrav.pyramid.resample._BLOCK_PIXELS", 50_000)
-    np.testing.assert_array_equal(box_sums_2d(pixels, edges, edges, 256), at_once)
 
 
 def test_float_noise_decodes_no_other_tile() -> None:
@@ -147,7 +137,7 @@ def test_float_noise_decodes_no_other_tile() -> None:
 class Explosive(TiledArray):
     """A backend whose decoder raises what no one expects."""
 
-    def _decode_tile(self, level: int, column: int, row: int) -> RawTile:
+    def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile:
         if (column, row) == (1, 1):
             raise ZeroDivisionError("division by a tag")
         return super()._decode_tile(level, column, row)

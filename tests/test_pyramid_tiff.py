@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyrtrav.errors import CorruptImageError, PyramidError, UnsupportedFormatError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid import Pyramid, open_pyramid
-from pyrtrav.pyramid.tiff_decode import jpeg_2000_size, jpeg_frame
+from pyrtrav.pyramid.tiff_decode import jpeg_2000_size, read_jpeg_header
 from tests.contracts.pyramid import PyramidContract, Sample, halvings_of, picture
 
 PLAIN: dict[str, Any] = {"tile": (48, 64), "metadata": None, "software": False}
@@ -131,7 +131,22 @@ def straight_alpha(folder: Path) -> Sample:
     return Sample(path, [over], [alpha > 0], stored_bytes=all_stored_bytes(path))
 
 
-WRITERS = [jpeg_pyramid, sparse_sub_ifds, strips, sixteen_bit_planes, straight_alpha]
+def bare_strips(folder: Path) -> Sample:
+    level = picture(560, 600, 5)
+    path = folder / "bare.tif"
+    with tifffile.TiffWriter(path, byteorder=">") as tif:
+        samples = level.astype(np.uint16) * 257
+        tif.write(
+            samples,
+            photometric="rgb",
+            rowsperstrip=24,
+            metadata=None,
+            extratags=[(340, "H", 1, 0), (341, "H", 1, 65_535)],
+        )
+    return Sample(path, [level], stored_bytes=level.size * 2)
+
+
+WRITERS = [jpeg_pyramid, sparse_sub_ifds, strips, bare_strips, sixteen_bit_planes, straight_alpha]
 
 
 class TestTiff(PyramidContract):
@@ -158,6 +173,16 @@ LOSSLESS = {
     "packbits": {"compression": "packbits"},
     "webp": {"compression": "webp", "compressionargs": {"lossless": True}},
     "jpeg2000": {"compression": "jpeg2000", "compressionargs": {"reversible": True}},
+    "jpeg xl": {"compression": "jpegxl", "compressionargs": {"lossless": True}},
+    "jpeg xl in strips": {
+        "compression": "jpegxl",
+        "compressionargs": {"lossless": True},
+        "tile": None,
+        "rowsperstrip": 40,
+    },
+    "lerc": {"compression": "lerc"},
+    "lerc in deflate": {"compression": "lerc", "compressionargs": {"compression": "deflate"}},
+    "lerc in zstd": {"compression": "lerc", "compressionargs": {"compression": "zstd"}},
     "big tiff": {"compression": "deflate", "bigtiff": True},
     "strips": {"compression": "deflate", "tile": None, "rowsperstrip": 40},
     "one strip": {"compression": None, "tile": None},
@@ -180,6 +205,7 @@ JPEG_KINDS = {
     "ycbcr 4:2:2": ("ycbcr", "YCBCR", "422", (2, 1)),
     "ycbcr 4:2:0": ("ycbcr", "YCBCR", "420", (2, 2)),
     "ycbcr 4:4:0": ("ycbcr", "YCBCR", "440", (1, 1)),
+    "ycbcr 4:1:1": ("ycbcr", "YCBCR", "411", (4, 1)),
     "ycbcr 4:2:0 with a wrong tag": ("ycbcr", "YCBCR", "420", (1, 1)),
     "rgb": ("rgb", "RGB", "444", (1, 1)),
 }
@@ -525,8 +551,64 @@ def test_jpeg_2000_bombs_are_refused_by_their_header(tmp_path: Path) -> None:
 
 
 def test_jpeg_frames(tmp_path: Path) -> None:
-    assert jpeg_frame(jpeg_of(TILE, subsampling="420")) == (64, 48, 3, True)
-    assert jpeg_frame(jpeg_of(TILE, subsampling="444")) == (64, 48, 3, False)
-    assert jpeg_frame(jpeg_of(TILE[..., 0])) == (64, 48, 1, False)
+    assert read_jpeg_header(jpeg_of(TILE, subsampling="420"))[0] == (64, 48, 3, True)
+    assert read_jpeg_header(jpeg_of(TILE, subsampling="444"))[0] == (64, 48, 3, False)
+    assert read_jpeg_header(jpeg_of(TILE[..., 0]))[0] == (64, 48, 1, False)
     stream = jpeg_of(TILE)
-    assert jpeg_frame(b"\xff\xd8\xff\xff" + stream[3:]) == jpeg_frame(stream), "fill bytes are skipped"
+    assert read_jpeg_header(b"\xff\xd8\xff\xff" + stream[3:])[0] == read_jpeg_header(stream)[0], (
+        "fill bytes are skipped"
+    )
+
+
+def test_of_bare_strips_only_the_rectangle_is_read(tmp_path: Path) -> None:
+    level = picture(600, 900)
+    path = write_tiff(tmp_path / "bare.tif", [level], tile=None, rowsperstrip=100, photometric="rgb")
+    with open_pyramid(path) as pyramid:
+        assert (pyramid.levels[0].tile_width, pyramid.levels[0].tile_height) == (256, 256)
+        read = pyramid.read(Region(600, 300, 120, 90), (120, 90)).pixels
+        np.testing.assert_array_equal(read, level[300:390, 600:720])
+        assert pyramid.cost.bytes_read == 256 * 256 * 3
+
+
+@pytest.mark.parametrize("compression", ["jpegxl", "lerc"])
+def test_a_stream_of_another_size_than_declared_is_damage(compression: str, tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", [picture(144, 192)], photometric="rgb", compression=compression)
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        tif.pages[0].tags["TileLength"].overwrite(32)
+        tif.pages[0].tags["ImageLength"].overwrite(96)
+    with open_pyramid(path) as pyramid, pytest.raises(CorruptImageError, match="level 0, tile column 0, row 0"):
+        pyramid.read(Region(0, 0, 30, 30), 30)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_lerc_of_wide_samples(dtype: type, tmp_path: Path) -> None:
+    stored = (picture(100, 130)[..., 0].astype(np.float64) * 200).astype(dtype)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, stored, tile=(48, 64), compression="lerc", photometric="minisblack", metadata=None)
+    with open_pyramid(path, window=(0, 51_000)) as pyramid:
+        expected = np.rint(stored * (255.0 / 51_000)).astype(np.uint8)
+        np.testing.assert_array_equal(whole(pyramid)[..., 0], expected)
+
+
+def smooth(height: int, width: int) -> NDArray[np.uint8]:
+    y, x = np.mgrid[:height, :width] / 40
+    return np.stack([128 + 100 * np.sin(x + c) * np.cos(y) for c in range(3)], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("scale", [2, 3.3, 4, 8, 11.5])
+def test_the_decoder_shrinks_tiles_where_it_may(scale: float, tmp_path: Path) -> None:
+    path = write_jpeg_tiles(tmp_path / "a.tif", smooth(64 * 9 + 3, 64 * 11 + 5), JPEG_KINDS["ycbcr 4:2:0"])
+    regions = [Region(x, y, 20 * scale, 20 * scale) for x, y in ((0, 0), (33.3, 71), (480, 360), (700, 570))]
+    with open_pyramid(path) as exact, open_pyramid(path, shrink=True) as shrunk:
+        expected = exact.read_many(regions, 20, mask=True)
+        read = shrunk.read_many(regions, 20, mask=True)
+        assert np.abs(read.pixels.astype(int) - expected.pixels).max() <= 4, "of 255, on a smooth picture"
+        np.testing.assert_array_equal(read.valid, expected.valid)
+        for region, pixels in zip(regions, read.pixels, strict=True):
+            np.testing.assert_array_equal(shrunk.read(region, 20).pixels, pixels)
+        factor = 1 << int(np.log2(min(scale, 8)))
+        inside = exact.cost.pixels_decoded // factor**2
+        assert shrunk.cost.tiles_distinct == exact.cost.tiles_distinct
+        # Only where the image ends inside of a shrunk pixel are tiles decoded whole.
+        assert inside <= shrunk.cost.pixels_decoded <= inside + 2 * (9 + 11) * 64 * 64
+        assert shrunk.cost.pixels_decoded < exact.cost.pixels_decoded

@@ -47,16 +47,16 @@ class ArrayPyramid(Pyramid):
         self.samples = Samples(count - (count in (2, 4)), self._array.dtype, "straight" if count in (2, 4) else "none")
         self._tiles: dict[Key, Tile] = {}
 
-    def _tile(self, key: Key) -> Tile | None:
+    def _tile(self, key: Key, shrink: int = 1) -> Tile | None:
         if key not in self._tiles:
             self._tiles[key] = Tile(*self.pixel_rule.apply(self._array))
         return self._tiles[key]
 
-    def _decode_tile(self, level: int, column: int, row: int) -> RawTile | None:
+    def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile | None:
         return RawTile(self._array, 0)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _from_array, (self._array, self._options)
+        return _from_array, (self._array, {k: v for k, v in self._options.items() if k != "shrink"})
 
 
 def _from_array(pixels: NDArray[Any], options: dict[str, Any]) -> ArrayPyramid:

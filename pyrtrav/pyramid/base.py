@@ -20,8 +20,9 @@ from pyrtrav.cost import Cost
 from pyrtrav.errors import CorruptImageError, ImageChangedError, PyramidError, RegionError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid import threads
-from pyrtrav.pyramid.batch import Batch, Request, request_of
+from pyrtrav.pyramid.batch import Batch, Planned, Request, box_of
 from pyrtrav.pyramid.cache import TileCache, default_cache_bytes
+from pyrtrav.pyramid.handles import Handles, default_limit
 from pyrtrav.pyramid.pixels import (
     Channels,
     PixelRule,
@@ -32,19 +33,24 @@ from pyrtrav.pyramid.pixels import (
     luma,
     wanted_samples,
 )
-from pyrtrav.pyramid.resample import Part
+from pyrtrav.pyramid.resample import Box
 from pyrtrav.pyramid.source import identity, is_url
-from pyrtrav.pyramid.threads import decode_pool
-from pyrtrav.pyramid.tiles import Key, Level, Patches, RawTile, Tile
+from pyrtrav.pyramid.threads import decode_pool, decode_threads
+from pyrtrav.pyramid.tiles import Key, Level, Patches, RawTile, Tile, plausible_mpp
 
 __all__ = ["Key", "Level", "Patches", "Pyramid", "RawTile", "Tile", "shared_cache"]
+
+# Shares of a run that each thread gets.
+_SHARES = 4
 
 MAX_WINDOW_PIXELS = 16 << 20
 """Levels larger than this are not read whole to find a display range."""
 
 _CACHE: TileCache[Tile] = TileCache(default_cache_bytes())
+_HANDLES = Handles(default_limit())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_CACHE.after_fork)
+    os.register_at_fork(after_in_child=_HANDLES.after_fork)
 
 
 def shared_cache() -> TileCache[Tile]:
@@ -63,6 +69,8 @@ class Pyramid(ABC):
 
     levels: tuple[Level, ...]
     mpp: float | None
+    said_mpp: str | None = None
+    """The mpp in the file's own words, believable or not."""
     bounds: Region
     properties: Mapping[str, str]
 
@@ -73,13 +81,14 @@ class Pyramid(ABC):
         mpp: float | None = None,
         channels: Channels | None = None,
         window: Window | None = None,
+        shrink: bool = False,
         cache: TileCache[Tile] | None = None,
     ) -> None:
         self.path = os.fspath(path)
-        self._options: dict[str, Any] = {"mpp": mpp, "channels": channels, "window": window}
+        self._options: dict[str, Any] = {"mpp": mpp, "channels": channels, "window": window, "shrink": shrink}
         self._cache = _CACHE if cache is None else cache
         self._lock = RLock()
-        self._readers, self._closed = 0, False
+        self._readers, self._closed, self._parked = 0, False, False
         self.cost = Cost()
         self._distinct: set[Key] = set()
         count, chosen = check_channels(channels)
@@ -94,6 +103,7 @@ class Pyramid(ABC):
         self.pixel_rule.check(self.path)
         if deep and given is None:
             self.pixel_rule = PixelRule(samples, count, chosen, self._percentile_window(), background)
+        _HANDLES.used(self)
 
     # What a backend writes.
 
@@ -104,8 +114,16 @@ class Pyramid(ABC):
         """Open ``self.path``; set levels, mpp, bounds, properties, samples; else raise PyramidError."""
 
     @abstractmethod
-    def _decode_tile(self, level: int, column: int, row: int) -> RawTile | None:
-        """Decode one stored tile; None where the format declares it empty. Called from several threads."""
+    def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile | None:
+        """Decode one stored tile; None where the format declares it empty. Called from several threads.
+
+        Args:
+            shrink: 1, or what ``_most_shrink`` allows: each sample is then one of ``shrink`` x ``shrink`` pixels.
+        """
+
+    def _most_shrink(self, level: int) -> int:
+        """How much the decoder of a level can shrink tiles: 1, 2, 4 or 8."""
+        return 1
 
     def _stored_background(self) -> tuple[int, ...]:
         """RGB outside the image: the file's own, else white."""
@@ -114,6 +132,11 @@ class Pyramid(ABC):
     def _prefetch(self, keys: Sequence[Key]) -> None:  # noqa: B027 (of use to slow sources only)
         """Say which tiles will be decoded next, so that they can be fetched together."""
 
+    def _believed_mpp(self, said: object) -> float | None:
+        """Return what the file says as its mpp where it can be one; keeps what was said for ``info``."""
+        self.said_mpp = None if said is None else str(said)
+        return plausible_mpp(said)
+
     def _close(self) -> None:  # noqa: B027 (most backends hold no handle)
         """Give back file handles."""
 
@@ -121,19 +144,19 @@ class Pyramid(ABC):
 
     def _open_here(self) -> None:
         self._pid = os.getpid()
-        self._identity = self._file_identity()
+        found = self._file_identity()
+        if getattr(self, "_identity", found) != found:  # opened again, after a fork or where it was parked
+            raise ImageChangedError(self.path)
+        self._identity = found
         self._open()
         if self._options["mpp"] is not None:
             self.mpp = self._options["mpp"]
         # Keyed by identity, so that a file replaced under the same name finds no old tiles.
+        self._parked = False
         self._token = (self.path, self._identity, self.backend, tuple(map(str, self._options.values())))
 
     def _file_identity(self) -> tuple[Hashable, ...]:
         return identity(self.path)
-
-    def _is_changed(self) -> bool:
-        # Every request for a remote file carries the condition that it is the same.
-        return not is_url(self.path) and self._file_identity() != self._identity
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
@@ -146,19 +169,39 @@ class Pyramid(ABC):
         with self._lock:
             if self._closed:
                 raise PyramidError(f"{self.path}: the pyramid is closed")
-            if self._is_changed():
-                raise ImageChangedError(self.path)
+            self._check_unchanged()
+            if self._parked:
+                self._open_here()
             self._readers += 1
+        _HANDLES.used(self)
         try:
             yield
+            # Some libraries open the file by its name again and again.
+            self._check_unchanged()
         finally:
             with self._lock:
                 self._readers -= 1
                 if self._closed and self._readers == 0:
                     self._close()
 
+    def _check_unchanged(self) -> None:
+        # Every request for a remote file carries the condition that it is the same.
+        if not is_url(self.path) and self._file_identity() != self._identity:
+            raise ImageChangedError(self.path)
+
+    def park(self) -> None:
+        """Give back file handles until the next read, which opens them again; nothing while reads are under way."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if not (self._closed or self._parked or self._readers):
+                    self._close()
+                    self._parked = True
+            finally:
+                self._lock.release()
+
     def close(self) -> None:
         """Give back file handles; reading afterwards is an error. Reads under way end first."""
+        _HANDLES.forget(self)
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -258,48 +301,66 @@ class Pyramid(ABC):
                 batch = Batch(requests, self.background, patches)
             except RegionError as error:
                 raise RegionError(f"{self.path}: {error}") from None
-
-            def work(key: Key) -> list[Part | None] | PyramidError:
-                try:
-                    return batch.parts(key, self._tile(key))
-                except PyramidError as error:
-                    return error
-
             for run in batch.runs(self.levels):
                 batch.begin(run)
-                self._prefetch([key for key in run if not self._is_cached(key)])
-                # A thread costs more than it saves where there is one tile.
-                results = map(work, run) if len(run) == 1 else decode_pool().map(work, run)
-                for key, parts in zip(run, results, strict=True):
-                    batch.add(key, parts)
+                self._prefetch([key for key, shrink in run if not self._is_cached(key, shrink)])
+                self._deliver(batch, run)
         return patches
+
+    def _deliver(self, batch: Batch, run: Sequence[Planned]) -> None:
+        """Decode tiles and put them where they are wanted, in several threads."""
+
+        def work(share: Sequence[Planned]) -> None:
+            for planned in share:
+                try:
+                    tile: Tile | PyramidError | None = self._tile(*planned)
+                except PyramidError as error:
+                    tile = error
+                batch.deliver(planned, tile)
+
+        threads = decode_threads()
+        if len(run) == 1 or threads == 1:
+            work(run)
+            return
+        # Shares are neighbours in the file, and several a thread, as some tiles take longer than others.
+        share = -(-len(run) // (_SHARES * threads))
+        for _ in decode_pool().map(work, [run[start : start + share] for start in range(0, len(run), share)]):
+            pass
 
     def _request(self, index: int, region: Region, size: tuple[int, int]) -> Request:
         if not (region.width > 0 and region.height > 0 and all(map(math.isfinite, region.as_tuple()))):
             raise RegionError(f"{self.path}: cannot read {region}: it has no area or is not finite")
-        return request_of(index, region, size, self.level_for(region, size), (self.width, self.height))
+        level = self.level_for(region, size)
+        box = box_of(region, size, level, (self.width, self.height))
+        return Request(index, level, box, self._shrink(level, box))
 
-    def _tile(self, key: Key) -> Tile | None:
+    def _shrink(self, level: Level, box: Box) -> int:
+        """What tiles are shrunk by while they are decoded: as far as a shrunk pixel is no larger than a patch pixel."""
+        if not self._options["shrink"]:
+            return 1
+        return 1 << int(math.log2(max(1.0, min(self._most_shrink(level.index), box.step_x, box.step_y))))
+
+    def _tile(self, key: Key, shrink: int = 1) -> Tile | None:
         """One tile as model pixels, cached or decoded and counted; None where it is declared empty."""
-        cached = self._cache.get((self._token, key))
+        cached = self._cache.get((self._token, key, shrink))
         if cached is not None:
             with self._lock:
                 self._count_distinct(key)
             return cached
-        raw = self._raw_tile(key)
+        raw = self._raw_tile(key, shrink)
         if raw is None:
             return None
         tile = Tile(*self.pixel_rule.apply(raw.samples))
-        self._cache.put((self._token, key), tile)
+        self._cache.put((self._token, key, shrink), tile)
         return tile
 
-    def _is_cached(self, key: Key) -> bool:
-        return (self._token, key) in self._cache
+    def _is_cached(self, key: Key, shrink: int) -> bool:
+        return (self._token, key, shrink) in self._cache
 
-    def _raw_tile(self, key: Key) -> RawTile | None:
+    def _raw_tile(self, key: Key, shrink: int = 1) -> RawTile | None:
         """Decode one tile and count it."""
         try:
-            raw = self._decode_tile(*key)
+            raw = self._decode_tile(*key, shrink)
         except PyramidError:
             raise
         except Exception as error:  # codecs raise whatever damaged bytes lead them to

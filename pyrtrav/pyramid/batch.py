@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 from pyrtrav.errors import PyramidError, RegionError
 from pyrtrav.geometry import Region
-from pyrtrav.pyramid.resample import AreaMean, Box, Copy, Part, Place
+from pyrtrav.pyramid.resample import AreaMean, Box, Copy, Place
 from pyrtrav.pyramid.tiles import Key, Level, Patches, Tile
 
 MAX_TILES = 1 << 20
@@ -25,6 +26,10 @@ _CANVAS_PIXELS = 2 << 20
 _SNAP = 1e-6
 
 
+Planned = tuple[Key, int]
+"""A tile and how much its decoder shrinks it: 1, 2, 4 or 8."""
+
+
 @dataclass(slots=True)
 class Request:
     """One region of a call: where it lies in its level, and in the canvas that its patch is cut from."""
@@ -32,40 +37,48 @@ class Request:
     index: int
     level: Level
     box: Box
-    canvas: _Canvas | None = None
+    shrink: int = 1
     left: int = 0
     top: int = 0
 
+    def tiles(self, size: tuple[int, int]) -> tuple[range, range]:
+        """Columns and rows of the tiles that it touches."""
+        left, top, right, bottom = self.box.extent(*size)
+        level = self.level
+        return (
+            tile_range(left, right, level.tile_width, level.width),
+            tile_range(top, bottom, level.tile_height, level.height),
+        )
+
 
 class _Canvas:
-    """Requests that are made together, and the tiles that they still wait for."""
+    """Requests that are made together, and how many tiles they still wait for."""
 
     def __init__(self, requests: list[Request], box: Box, size: tuple[int, int]) -> None:
         self.requests, self.box, self.size = requests, box, size
         self.waits_for = 0
         self.made: Copy | AreaMean | None = None
         for request in requests:
-            request.canvas = self
             request.left = round((request.box.left - box.left) / box.step_x)
             request.top = round((request.box.top - box.top) / box.step_y)
 
-    def begin(self, patches: Patches, background: tuple[int, ...]) -> Copy | AreaMean:
-        """Return what collects the tiles; it takes memory from the first tile to the last."""
-        if self.made is None:
-            first = self.requests[0]
-            level_size = first.level.width, first.level.height
-            if self.box.is_copy:
-                valid = None if patches.valid is None else patches.valid[first.index]
-                self.made = Copy(self.box, level_size, background, patches.pixels[first.index], valid)
-            else:
-                self.made = AreaMean(self.box, self.size, level_size, background, patches.valid is not None)
-        return self.made
-
-    def finish(self, patches: Patches, background: tuple[int, ...]) -> None:
-        """Cut the patches out."""
-        made, self.made = self.begin(patches, background), None
-        if isinstance(made, Copy):
+    def begin(self, patches: Patches, background: tuple[int, ...]) -> None:
+        """Make what collects the tiles; it takes memory from the first tile to the last."""
+        if self.made is not None:
             return
+        first = self.requests[0]
+        level_size = first.level.width, first.level.height
+        if self.box.is_copy:
+            valid = None if patches.valid is None else patches.valid[first.index]
+            self.made = Copy(self.box, level_size, background, patches.pixels[first.index], valid)
+        else:
+            self.made = AreaMean(self.box, self.size, level_size, background, patches.valid is not None)
+
+    def finish(self, patches: Patches) -> None:
+        """Cut the patches out."""
+        made, self.made = self.made, None
+        if not isinstance(made, AreaMean):
+            return  # copies are in place
         pixels, valid = made.result(), made.result_valid()
         height, width = patches.pixels.shape[1:3]
         for request in self.requests:
@@ -76,77 +89,79 @@ class _Canvas:
 
 
 class Batch:
-    """The plan of one call. Tile by tile: ``parts`` (in any thread), then ``add`` (in the caller's)."""
+    """The plan of one call: which tiles, in which order, and what becomes of each. ``deliver`` is for any thread."""
 
     def __init__(self, requests: Sequence[Request], background: tuple[int, ...], patches: Patches) -> None:
         self._patches, self._background = patches, background
         height, width = patches.pixels.shape[1:3]
-        canvases = list(_canvases(requests, (width, height)))
-        self.plan = _plan(requests, (width, height))
+        self._size = width, height
+        self._lock = Lock()
+        canvases = list(_canvases(requests, self._size))
+        self.plan = _plan(canvases, self._size)
         for touching in self.plan.values():
-            for canvas in _distinct(touching):
+            for canvas in touching:
                 canvas.waits_for += 1
         for canvas in canvases:
             if canvas.waits_for == 0:  # wholly outside the image
-                canvas.finish(patches, background)
+                canvas.begin(patches, background)
+                canvas.finish(patches)
 
-    def runs(self, levels: Sequence[Level]) -> Iterator[list[Key]]:
+    def runs(self, levels: Sequence[Level]) -> Iterator[list[Planned]]:
         """The planned tiles, in file order, in runs whose decoded size is bounded."""
-        run: list[Key] = []
+        run: list[Planned] = []
         held = 0
-        for key in list(self.plan):
-            size = levels[key[0]].tile_width * levels[key[0]].tile_height * self._patches.pixels.shape[3]
+        for planned in list(self.plan):
+            level = levels[planned[0][0]]
+            size = level.tile_width * level.tile_height * self._patches.pixels.shape[3]
             if run and held + size > _RUN_BYTES:
                 yield run
                 run, held = [], 0
-            run.append(key)
+            run.append(planned)
             held += size
         if run:
             yield run
 
-    def begin(self, run: Sequence[Key]) -> None:
+    def begin(self, run: Sequence[Planned]) -> None:
         """Make ready what the run's tiles go to."""
-        for key in run:
-            for canvas in _distinct(self.plan[key]):
+        for planned in run:
+            for canvas in self.plan[planned]:
                 canvas.begin(self._patches, self._background)
 
-    def parts(self, key: Key, tile: Tile | None) -> list[Part | None]:
-        """Copy a tile to where it is copied, and return what it adds elsewhere, canvas by canvas."""
-        touching = self.plan[key]
-        level = touching[0].level
-        x, y = key[1] * level.tile_width, key[2] * level.tile_height
-        at = Place(x, y, min(level.tile_width, level.width - x), min(level.tile_height, level.height - y))
-        pixels, valid = (None, None) if tile is None else tile
-        parts: list[Part | None] = []
-        for canvas in _distinct(touching):
-            if isinstance(canvas.made, Copy):
-                canvas.made.paste(pixels, valid, at)
-                parts.append(None)
-            elif canvas.made is not None:
-                parts.append(canvas.made.part(pixels, valid, at))
-        return parts
+    def deliver(self, planned: Planned, tile: Tile | PyramidError | None) -> None:
+        """Put a tile where it is wanted, or note why it is missing; None is an empty one."""
+        (_, column, row), shrink = planned
+        touching = self.plan[planned]
+        level = touching[0].requests[0].level
+        if isinstance(tile, PyramidError):
+            self._note(tile, touching, column, row)
+        else:
+            at = Place(*level.tile_at(column, row))
+            pixels, valid = (None, None) if tile is None else tile
+            for canvas in touching:
+                if canvas.made is not None:
+                    canvas.made.add(pixels, valid, at, shrink)
+        done = []
+        with self._lock:
+            for canvas in touching:
+                canvas.waits_for -= 1
+                if canvas.waits_for == 0:
+                    done.append(canvas)
+        for canvas in done:
+            canvas.finish(self._patches)
 
-    def add(self, key: Key, parts: list[Part | None] | PyramidError) -> None:
-        """Add what ``parts`` returned, or note the error, and finish what waits for no other tile."""
-        touching = self.plan.pop(key)
-        canvases = _distinct(touching)
-        if isinstance(parts, PyramidError):
-            for request in touching:
-                self._patches.errors[request.index] = self._patches.errors[request.index] or parts
-            parts = [None] * len(canvases)
-        for canvas, part in zip(canvases, parts, strict=True):
-            if part is not None and isinstance(canvas.made, AreaMean):
-                canvas.made.add(part)
-            canvas.waits_for -= 1
-            if canvas.waits_for == 0:
-                canvas.finish(self._patches, self._background)
+    def _note(self, error: PyramidError, touching: list[_Canvas], column: int, row: int) -> None:
+        for canvas in touching:
+            for request in canvas.requests:
+                columns, rows = request.tiles(self._size)
+                if column in columns and row in rows:
+                    self._patches.errors[request.index] = self._patches.errors[request.index] or error
 
 
-def request_of(index: int, region: Region, size: tuple[int, int], level: Level, whole: tuple[int, int]) -> Request:
+def box_of(region: Region, size: tuple[int, int], level: Level, whole: tuple[int, int]) -> Box:
     """Return where a region lies in a level, by the ratio per axis of its size and the image's ``whole``."""
     left, step_x = _axis(region.x, region.width, level.width / whole[0], size[0])
     top, step_y = _axis(region.y, region.height, level.height / whole[1], size[1])
-    return Request(index, level, Box(left, top, step_x, step_y))
+    return Box(left, top, step_x, step_y)
 
 
 def _axis(start: float, length: float, ratio: float, count: int) -> tuple[float, float]:
@@ -160,27 +175,35 @@ def _snapped(position: float) -> float:
     return float(whole) if abs(position - whole) < _SNAP else position
 
 
-def _distinct(requests: Sequence[Request]) -> list[_Canvas]:
-    return list(dict.fromkeys(request.canvas for request in requests if request.canvas is not None))
+def _plan(canvases: Sequence[_Canvas], size: tuple[int, int]) -> dict[Planned, list[_Canvas]]:
+    """Every tile with the canvases that need it, in file order."""
+    wanted: dict[tuple[int, int, int, int], dict[_Canvas, None]] = {}
+    for canvas in canvases:
+        for request in canvas.requests:
+            columns, rows = request.tiles(size)
+            if len(columns) * len(rows) + len(wanted) > MAX_TILES:
+                level = request.level
+                raise RegionError(
+                    f"reading touches {len(columns) * len(rows):,} tiles of a level of {level.width} x "
+                    f"{level.height} at once (the limit is {MAX_TILES:,}); make coarser levels with `pyrtrav convert`"
+                )
+            for row in rows:
+                for column in columns:
+                    place = request.level.index, row, column, _shrink(request, column, row)
+                    wanted.setdefault(place, {})[canvas] = None
+    return {
+        ((number, column, row), shrink): list(wanted[number, row, column, shrink])
+        for number, row, column, shrink in sorted(wanted)
+    }
 
 
-def _plan(requests: Sequence[Request], size: tuple[int, int]) -> dict[Key, list[Request]]:
-    """Every tile with the requests that need it, in file order."""
-    wanted: dict[Key, list[Request]] = {}
-    for request in requests:
-        level = request.level
-        left, top, right, bottom = request.box.extent(*size)
-        columns = tile_range(left, right, level.tile_width, level.width)
-        rows = tile_range(top, bottom, level.tile_height, level.height)
-        if len(columns) * len(rows) + len(wanted) > MAX_TILES:
-            raise RegionError(
-                f"reading touches {len(columns) * len(rows):,} tiles of a level of {level.width} x "
-                f"{level.height} at once (the limit is {MAX_TILES:,}); make coarser levels with `pyrtrav convert`"
-            )
-        for row in rows:
-            for column in columns:
-                wanted.setdefault((level.index, row, column), []).append(request)
-    return {(level, column, row): wanted[level, row, column] for level, row, column in sorted(wanted)}
+def _shrink(request: Request, column: int, row: int) -> int:
+    """What the tile is shrunk by: not at all where the image ends inside of a shrunk pixel."""
+    if request.shrink > 1:
+        _, _, width, height = request.level.tile_at(column, row)
+        if width % request.shrink or height % request.shrink:
+            return 1
+    return request.shrink
 
 
 def tile_range(first: float, last: float, tile: int, limit: int) -> range:
@@ -204,7 +227,7 @@ def _canvases(requests: Sequence[Request], size: tuple[int, int]) -> Iterator[_C
             yield _Canvas([request], box, size)
             continue
         (column, phase_x), (row, phase_y) = _lattice(box.left, box.step_x), _lattice(box.top, box.step_y)
-        lattice = request.level.index, round(box.step_x, 10), round(box.step_y, 10), phase_x, phase_y
+        lattice = request.level.index, request.shrink, round(box.step_x, 10), round(box.step_y, 10), phase_x, phase_y
         lattices.setdefault(lattice, []).append((column, row, request))
     for placed in lattices.values():
         first_column = min(column for column, _, _ in placed)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from pathlib import Path
 from typing import Any
 
 from pyrtrav.errors import PyramidError
 from pyrtrav.pyramid.base import Pyramid
+from pyrtrav.pyramid.flat import is_flat
 from pyrtrav.pyramid.omezarr import is_zarr_file
 from pyrtrav.pyramid.open import candidates, read_head
-from pyrtrav.pyramid.raster import is_raster
+from pyrtrav.pyramid.remote_open import claims_url, url_fingerprint
+from pyrtrav.pyramid.source import is_url
 
 _END_BYTES = 64 << 10
 _DICOM_MAGIC = slice(128, 132)
@@ -22,12 +23,14 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     """Return a hexadecimal name for an image's content that costs two small reads a file.
 
     SHA-256 over size, modification time and the first and last 64 KiB; over all files, sorted, where an image
-    is a folder or several files.
+    is a folder or several files. Of a URL, over what its server says of it.
 
     Raises:
         PyramidError: a file is missing or cannot be read.
     """
     path = os.fspath(path)
+    if is_url(path):
+        return url_fingerprint(path)
     members = [path, *companions(path)]
     files = sorted({file for member in members for file in _files_below(member)})
     total = hashlib.sha256()
@@ -60,13 +63,15 @@ def _files_below(path: str) -> list[str]:
 def claims(path: str | os.PathLike[str]) -> bool:
     """Whether a backend would try to open the file or folder; looks at its beginning, never at its pixels."""
     path = os.fspath(path)
+    if is_url(path):
+        return claims_url(path)
     try:
         head = read_head(path)
         names = candidates(path, head)
     except PyramidError:
         return False
     if names == ("raster",):
-        return is_raster(path)
+        return is_flat(path)
     return names != ("omezarr",) or os.path.isdir(path) or is_zarr_file(path)
 
 
@@ -118,11 +123,12 @@ def describe(pyramid: Pyramid) -> dict[str, Any]:
     """Return what is known of an open image as plain data."""
     rule, bounds = pyramid.pixel_rule, pyramid.bounds
     return {
-        "path": str(Path(pyramid.path)),
+        "path": pyramid.path,
         "backend": pyramid.backend,
         "width": pyramid.width,
         "height": pyramid.height,
         "mpp": pyramid.mpp,
+        "said_mpp": pyramid.said_mpp,
         "bounds": {"x": bounds.x, "y": bounds.y, "width": bounds.width, "height": bounds.height},
         "background": list(pyramid.background),
         "pixels": {

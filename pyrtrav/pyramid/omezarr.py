@@ -1,45 +1,41 @@
 """OME-Zarr (OME-NGFF) 0.1 to 0.5: zarr format 2 and 3, sharded too, in a folder or a zip file.
 
 The first point in time and the first focal plane are read; the axis ``c`` gives the samples. A tile is what
-one chunk covers in y and x. A chunk that is not stored is declared empty; where only some channels' are
-missing, those hold the fill value. Of many channels only those that the model sees are read.
+one chunk covers in y and x. A chunk that is not stored is declared empty where its array has a fill value, else
+an error; where only some channels' are missing, those hold the fill value. Of many channels only those that
+the model sees are read. A level's scale is the ratio of the shapes, whatever its metadata say.
 """
 
 from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import partial
+from threading import local
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyrtrav.errors import CorruptImageError, PyramidError, UnsupportedFormatError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Pyramid
-from pyrtrav.pyramid.pixels import Samples, Window, wanted_samples
-from pyrtrav.pyramid.tiles import MAX_TILE_BYTES, MAX_TILE_PIXELS, Level, RawTile, plausible_mpp
-from pyrtrav.pyramid.zarr_array import FolderStore, Store, ZarrArray, ZipStore, read_json
+from pyrtrav.pyramid.ngff import axes_of, checked_name, image_group, mpp_of, omero_window
+from pyrtrav.pyramid.pixels import Samples, wanted_samples
+from pyrtrav.pyramid.remote_store import RemoteStore
+from pyrtrav.pyramid.source import is_url
+from pyrtrav.pyramid.tiles import MAX_TILE_BYTES, MAX_TILE_PIXELS, Key, Level, RawTile
+from pyrtrav.pyramid.zarr_array import ZarrArray
+from pyrtrav.pyramid.zarr_fallback import FallbackArray
+from pyrtrav.pyramid.zarr_store import FolderStore, Store, ZipStore
+
+ChunkedArray = ZarrArray | FallbackArray
+
+_MAX_SCRATCH_BYTES = 8 << 20
 
 METADATA = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 """Any of them makes a folder a zarr hierarchy."""
-
-MICROMETRES = {
-    "angstrom": 1e-4,
-    "picometer": 1e-6,
-    "nanometer": 1e-3,
-    "micrometer": 1.0,
-    "millimeter": 1e3,
-    "centimeter": 1e4,
-    "decimeter": 1e5,
-    "meter": 1e6,
-    "inch": 25_400.0,
-    "nm": 1e-3,
-    "um": 1.0,
-    "µm": 1.0,
-    "mm": 1e3,
-}
-"""By the units that the specification names, and the abbreviations that writers use."""
 
 
 def is_zarr_folder(path: str) -> bool:
@@ -60,14 +56,12 @@ class OmeZarrPyramid(Pyramid):
     """A multiscale image in a zarr hierarchy."""
 
     backend: ClassVar[str] = "omezarr"
+    _store: Store | None = None
 
     def _open(self) -> None:
-        self._store: Store | None = None
         try:
-            if os.path.isdir(self.path):
-                self._store = FolderStore(self.path)
-            else:
-                self._store = ZipStore(self.path)
+            if not isinstance(self._store, RemoteStore):
+                self._store = FolderStore(self.path) if os.path.isdir(self.path) else ZipStore(self.path)
             self._open_multiscale(self._store)
         except zipfile.BadZipFile as error:
             raise UnsupportedFormatError(
@@ -76,17 +70,23 @@ class OmeZarrPyramid(Pyramid):
         except PyramidError:
             raise
         except Exception as error:  # whatever damaged metadata lead to
+            if isinstance(self._store, RemoteStore) and isinstance(error, OSError):
+                raise PyramidError(f"{self.path}: {error}") from error
             raise CorruptImageError(
                 self.path, f"its OME-Zarr metadata cannot be read: {type(error).__name__}: {str(error)[:200]}"
             ) from error
 
     def _close(self) -> None:
-        store, self._store = getattr(self, "_store", None), None
+        store, self._store = self._store, None
         if store is not None:
             store.close()
 
-    def _file_identity(self) -> tuple[int, ...]:
+    def _file_identity(self) -> tuple[Hashable, ...]:
         """Of a folder also what lies directly in it: chunks are not looked at, metadata and levels are."""
+        if is_url(self.path):
+            # Opened here: the metadata at its root say which image it is.
+            self._store = remote = RemoteStore(self.path, self.cost)
+            return remote.identity
         identity = super()._file_identity()
         if os.path.isdir(self.path):
             try:
@@ -98,149 +98,186 @@ class OmeZarrPyramid(Pyramid):
         return identity
 
     def _open_multiscale(self, store: Store) -> None:
-        root, attributes = _image_group(self.path, store)
-        multiscale = attributes["multiscales"][0]
-        names = [_checked_name(self.path, dataset["path"]) for dataset in multiscale["datasets"]]
-        arrays = [ZarrArray(self.path, store, f"{root}{name}") for name in names]
-        if not arrays:
-            raise CorruptImageError(self.path, "its multiscale image has no datasets")
-        axes = _axes(multiscale.get("axes"), len(arrays[0].shape))
-        if len({(len(array.shape), array.dtype) for array in arrays}) > 1 or len(axes) != len(arrays[0].shape):
+        group = image_group(self.path, store)
+        multiscale = group.attributes["multiscales"][0]
+        levels = _stored_levels(self.path, store, group.name, multiscale["datasets"])
+        arrays = [array for _, array in levels.stored]
+        dimensions = len(arrays[0].shape)
+        axes = axes_of(multiscale.get("axes"), dimensions)
+        kinds = {(len(array.shape), array.dtype) for array in arrays}
+        if len(kinds) > 1 or len(axes) != dimensions:
             raise CorruptImageError(self.path, "its levels differ in axes or type")
         self._axes = [name for name, _ in axes]
         if self._axes.count("y") != 1 or self._axes.count("x") != 1:
             raise UnsupportedFormatError(f"{self.path}: its axes {self._axes} are no y and x")
         y, x = self._axes.index("y"), self._axes.index("x")
-        arrays.sort(key=lambda array: array.shape[y] * array.shape[x], reverse=True)
-        self._arrays = list(_distinct_sizes(arrays, y, x))
+        self._channel_axis = self._axes.index("c") if "c" in self._axes else None
+        if self._channel_axis is not None and len({array.shape[self._channel_axis] for array in arrays}) > 1:
+            raise CorruptImageError(self.path, "its levels differ in their number of channels")
+        _check_missing(self.path, levels, y, x)
+        self._arrays = _of_one_image(arrays, y, x)
         self.levels = tuple(_level(self.path, i, array, self._arrays[0], y, x) for i, array in enumerate(self._arrays))
         self.bounds = Region(0, 0, self.levels[0].width, self.levels[0].height)
-        finest = multiscale["datasets"][[f"{root}{name}" for name in names].index(self._arrays[0].name)]
-        self.mpp = _mpp(multiscale, finest, x, axes[x][1])
-        self._set_samples(attributes.get("omero"))
+        finest = levels.stored[arrays.index(self._arrays[0])][0]
+        self.mpp = self._believed_mpp(mpp_of(multiscale, finest, x, axes[x][1]))
+        self._set_samples(group.attributes.get("omero"))
+        left_out = [f"{name} (missing)" for name in levels.missing]
+        left_out += [f"{array.name} (no further scale of the image)" for array in arrays if array not in self._arrays]
         self.properties = {
             "format": "ome-zarr",
-            "version": str(attributes.get("version") or multiscale.get("version") or ""),
+            "version": str(group.attributes.get("version") or multiscale.get("version") or ""),
             "axes": "".join(self._axes),
             "name": str(multiscale.get("name", "")),
+            "chunks_read_by": "zarr-python" if any(isinstance(a, FallbackArray) for a in self._arrays) else "pyrtrav",
+            **({"image": group.name} if group.name else {}),
+            **({"other_images": group.others} if group.others else {}),
+            **({"levels_left_out": ", ".join(left_out)} if left_out else {}),
         }
 
     def _set_samples(self, omero: Any) -> None:
         first = self._arrays[0]
-        self._channel_axis = self._axes.index("c") if "c" in self._axes else None
         colors = 1 if self._channel_axis is None else first.shape[self._channel_axis]
         self._wanted = wanted_samples(colors, self._options["channels"])
-        window = _omero_window(omero, self._wanted) if first.dtype.itemsize > 1 else None
+        window = omero_window(omero, self._wanted) if first.dtype.itemsize > 1 else None
         self.samples = Samples(colors, first.dtype, "none", window)
         tile = self.levels[0].tile_width * self.levels[0].tile_height * colors * first.dtype.itemsize
-        if tile > MAX_TILE_BYTES:
-            raise UnsupportedFormatError(f"{self.path}: its chunks of {tile >> 20} MiB cannot be read lazily")
+        largest = max(tile, *(array.chunk_bytes for array in self._arrays))
+        if largest > MAX_TILE_BYTES:
+            raise UnsupportedFormatError(f"{self.path}: its chunks of {largest >> 20} MiB cannot be read lazily")
+        # In this order a decoded chunk is the tile; in any other it is copied, and its memory used again.
+        order = "".join(axis for axis in self._axes if axis in "yxc" and (axis != "c" or colors > 1))
+        self._is_interleaved = order in ("yx", "yxc") and colors <= 3
+        self._scratch = local()
 
-    def _decode_tile(self, level: int, column: int, row: int) -> RawTile | None:
+    def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile | None:
         array, at = self._arrays[level], self.levels[level]
-        place = {"y": row, "x": column}
+        per_chunk = self._channels_per_chunk(array)
+        tile_bytes = at.tile_width * at.tile_height * self.samples.colors * array.dtype.itemsize
+        is_tile = self._is_interleaved and array.chunk_bytes == tile_bytes
+        scratch = None if is_tile else self._scratch_for(array)
+        samples, stored, missing = None, 0, []
+        for group, place in self._places(array, column, row):
+            chunk = array.read_chunk(place, scratch)
+            if chunk is None:
+                if array.fill_value is None:
+                    reason = "its chunk is not stored, and the array declares no fill value"
+                    raise CorruptImageError(self.path, reason, level=level, column=column, row=row)
+                missing.append(group)
+                continue
+            stored += chunk.stored_bytes
+            pixels = self._pixels(chunk.values)
+            if is_tile:
+                return RawTile(pixels, stored)
+            if samples is None:
+                samples = self._empty_samples(at, array.dtype)
+            for channel in (c for c in self._wanted if c // per_chunk == group):
+                samples[:, :, channel] = pixels[:, :, channel - group * per_chunk]
+        if samples is None:
+            return None
+        for channel in (c for c in self._wanted if c // per_chunk in missing):
+            samples[:, :, channel] = _number(array.fill_value)
+        return RawTile(samples, stored)
+
+    def _prefetch(self, keys: Sequence[Key]) -> None:
+        if isinstance(self._store, RemoteStore):
+            arrays = [(self._arrays[level], column, row) for level, column, row in keys]
+            self._store.prefetch(
+                partial(array.locate, place)
+                for array, column, row in arrays
+                if isinstance(array, ZarrArray)
+                for _, place in self._places(array, column, row)
+            )
+
+    def _channels_per_chunk(self, array: ChunkedArray) -> int:
+        return 1 if self._channel_axis is None else array.chunks[self._channel_axis]
+
+    def _places(self, array: ChunkedArray, column: int, row: int) -> Iterator[tuple[int, list[int]]]:
+        """The chunks that a tile is made of: which of the channels' chunks, and its place along every axis."""
+        per_chunk = self._channels_per_chunk(array)
+        for group in sorted({channel // per_chunk for channel in self._wanted}):
+            place = {"y": row, "x": column, "c": group}
+            yield group, [place.get(axis, 0) for axis in self._axes]
+
+    def _scratch_for(self, array: ChunkedArray) -> NDArray[np.uint8] | None:
+        """This thread's buffer for a decoded chunk; none for a large one, which it would keep."""
+        if array.scratch_bytes > _MAX_SCRATCH_BYTES:
+            return None
+        found: NDArray[np.uint8] | None = getattr(self._scratch, "buffer", None)
+        if found is None or len(found) < array.scratch_bytes:
+            self._scratch.buffer = found = np.empty(array.scratch_bytes, np.uint8)
+        return found
+
+    def _empty_samples(self, level: Level, dtype: np.dtype[Any]) -> NDArray[Any]:
+        shape = level.tile_height, level.tile_width, self.samples.colors
+        return (np.empty if set(self._wanted) == set(range(self.samples.colors)) else np.zeros)(shape, dtype)
+
+    def _pixels(self, values: NDArray[Any]) -> NDArray[Any]:
+        """A chunk as (y, x, c): the first of every other axis."""
+        plane = values[tuple(slice(None) if axis in "yxc" else 0 for axis in self._axes)]
+        kept = [axis for axis in self._axes if axis in "yxc"]
         if self._channel_axis is None:
-            chunk = array.read_chunk([place.get(axis, 0) for axis in self._axes])
-            return None if chunk is None else RawTile(self._plane(chunk.values, 0)[:, :, None], chunk.stored_bytes)
-        size = array.chunks[self._channel_axis]
-        stored, found = 0, False
-        samples = np.zeros((at.tile_height, at.tile_width, self.samples.colors), array.dtype)
-        for group in sorted({channel // size for channel in self._wanted}):
-            chunk = array.read_chunk([{**place, "c": group}.get(axis, 0) for axis in self._axes])
-            for channel in (c for c in self._wanted if c // size == group):
-                if chunk is None:
-                    samples[:, :, channel] = _number(array.fill_value)
-                else:
-                    samples[:, :, channel] = self._plane(chunk.values, channel - group * size)
-            if chunk is not None:
-                found = True
-                stored += chunk.stored_bytes
-        return RawTile(samples, stored) if found else None
-
-    def _plane(self, values: np.ndarray[Any, Any], channel: int) -> np.ndarray[Any, Any]:
-        """The (y, x) part of a chunk: the first of every other axis."""
-        index = tuple(slice(None) if axis in "yx" else channel if axis == "c" else 0 for axis in self._axes)
-        plane = values[index]
-        return plane if self._axes.index("y") < self._axes.index("x") else plane.T
+            plane, kept = plane[..., None], [*kept, "c"]
+        return plane.transpose([kept.index(axis) for axis in "yxc"])
 
 
-def _image_group(path: str, store: Store) -> tuple[str, Mapping[str, Any]]:
-    """The group with the multiscale image: the root, or the first image of a bioformats2raw collection."""
-    for root in ("", "0/"):
-        attributes = _attributes(store, root)
-        if isinstance(attributes.get("multiscales"), list) and attributes["multiscales"]:
-            return root, attributes
-        if "plate" in attributes or "well" in attributes:
-            raise UnsupportedFormatError(f"{path}: is a plate of many images; name one of them, such as {path}/A/1/0")
-    raise UnsupportedFormatError(f"{path}: is zarr, but no OME-Zarr image: it has no `multiscales` metadata")
+class _Levels(NamedTuple):
+    """The datasets of an image, as they are listed."""
+
+    stored: list[tuple[Mapping[str, Any], ChunkedArray]]
+    missing: list[str]
+    first_is_stored: bool
 
 
-def _attributes(store: Store, root: str) -> Mapping[str, Any]:
-    group = read_json(store, f"{root}zarr.json")
-    if group is not None:
-        attributes = group.get("attributes", {})
-        found = attributes.get("ome", attributes)
-    else:
-        found = read_json(store, f"{root}.zattrs") or {}
-    return found if isinstance(found, dict) else {}
+def _stored_levels(path: str, store: Store, group: str, datasets: Sequence[Mapping[str, Any]]) -> _Levels:
+    levels = _Levels([], [], True)
+    names = [checked_name(path, f"{group}/{said['path']}" if group else said["path"]) for said in datasets]
+    if isinstance(store, RemoteStore):
+        store.prepare(names)
+    for said, name in zip(datasets, names, strict=True):
+        try:
+            levels.stored.append((said, _array(path, store, name)))
+        except FileNotFoundError:
+            levels.missing.append(name)
+    if not levels.stored:
+        raise CorruptImageError(path, f"none of its levels is there (arrays {', '.join(levels.missing) or 'unnamed'})")
+    return levels._replace(first_is_stored=levels.stored[0][0] is datasets[0])
 
 
-def _checked_name(path: str, name: str) -> str:
-    if name.startswith("/") or ".." in name.split("/"):
-        raise CorruptImageError(path, f"its level {name!r} lies outside of it")
-    return name.strip("/")
+def _array(path: str, store: Store, name: str) -> ChunkedArray:
+    try:
+        return ZarrArray(path, store, name)
+    except UnsupportedFormatError:
+        return FallbackArray(path, store, name)
 
 
-def _axes(said: Any, count: int) -> list[tuple[str, str | None]]:
-    """(name, unit) of every axis; before version 0.3 they are the last of t, c, z, y, x."""
-    if not said:
-        return [(name, None) for name in "tczyx"[5 - count :]]
-    return [(axis, None) if isinstance(axis, str) else (axis["name"], axis.get("unit")) for axis in said]
+def _check_missing(path: str, levels: _Levels, y: int, x: int) -> None:
+    """A coarse level may be missing, for the finer ones show the same; the finest, which is listed first, may not."""
+    sizes = [array.shape[y] * array.shape[x] for _, array in levels.stored]
+    if levels.missing and not (levels.first_is_stored and sizes == sorted(sizes, reverse=True)):
+        raise CorruptImageError(path, f"its array {levels.missing[0]!r} is missing, which may be the finest level")
 
 
-def _distinct_sizes(arrays: Sequence[ZarrArray], y: int, x: int) -> Iterator[ZarrArray]:
-    """The levels that show the same image, one of each size."""
-    seen: set[tuple[int, int]] = set()
-    height, width = arrays[0].shape[y], arrays[0].shape[x]
-    for array in arrays:
+def _of_one_image(arrays: Sequence[ChunkedArray], y: int, x: int) -> list[ChunkedArray]:
+    """The levels that show the same image, largest first, one of each size."""
+    ordered = sorted(arrays, key=lambda array: array.shape[y] * array.shape[x], reverse=True)
+    height, width = ordered[0].shape[y], ordered[0].shape[x]
+    kept: dict[tuple[int, int], ChunkedArray] = {}
+    for array in ordered:
         size = array.shape[y], array.shape[x]
         # An aspect that is off by more than a pixel and 2 % is another image.
         expected = height * size[1] / width
-        if size not in seen and abs(size[0] - expected) <= max(1.0, 0.02 * expected):
-            seen.add(size)
-            yield array
+        if abs(size[0] - expected) <= max(1.0, 0.02 * expected):
+            kept.setdefault(size, array)
+    return list(kept.values())
 
 
-def _level(path: str, index: int, array: ZarrArray, first: ZarrArray, y: int, x: int) -> Level:
+def _level(path: str, index: int, array: ChunkedArray, first: ChunkedArray, y: int, x: int) -> Level:
     height, width = array.shape[y], array.shape[x]
     tile_height, tile_width = array.chunks[y], array.chunks[x]
     if tile_width * tile_height > MAX_TILE_PIXELS:
         raise UnsupportedFormatError(f"{path}: its chunks of {tile_width} x {tile_height} cannot be read lazily")
     ratios = first.shape[x] / width, first.shape[y] / height
     return Level(index, width, height, *ratios, tile_width, tile_height)
-
-
-def _mpp(multiscale: Mapping[str, Any], dataset: Mapping[str, Any], x: int, unit: str | None) -> float | None:
-    """Micrometres per pixel of the finest level; None without a unit, for then 1 measures nothing."""
-    if unit not in MICROMETRES:
-        return None
-    scale = MICROMETRES[unit]
-    for said in (dataset, multiscale):
-        for transform in said.get("coordinateTransformations") or ():
-            if transform.get("type") == "scale":
-                scale *= float(transform["scale"][x])
-    return plausible_mpp(scale)
-
-
-def _omero_window(omero: Any, wanted: Sequence[int]) -> Window | None:
-    """The range that holds the display ranges of the channels."""
-    try:
-        windows = [omero["channels"][channel]["window"] for channel in wanted]
-        low = min(float(window.get("start", window.get("min"))) for window in windows)
-        high = max(float(window.get("end", window.get("max"))) for window in windows)
-    except (TypeError, KeyError, IndexError, ValueError, AttributeError):
-        return None
-    return (low, high) if high > low else None
 
 
 def _number(fill_value: object) -> float | int:

@@ -4,19 +4,23 @@ A patch pixel is the mean of the level's pixels that its box covers, each weight
 lies outside the image counts as background pixels. Where patch pixels are level pixels the tiles are copied.
 
 The boxes' edges are whole multiples of 1/2^f of a level pixel, f as large as lets a box's sum fit 32 bits:
-finer than 1/2000 of a patch pixel. All sums are integers then: exact, the same in any order, and twice as
-fast as floats. Tiles are added one by one, so that memory does not grow with the region.
+finer than 1/2000 of a patch pixel. All sums are integers then: exact, and the same in any order. Tiles are added
+one by one, so that memory does not grow with the region.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from functools import cache
+from threading import Lock
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyrtrav.errors import RegionError
+from pyrtrav.pyramid import buffers
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -25,11 +29,6 @@ Edges = NDArray[np.int64]
 
 MAX_BOX_PIXELS = 1 << 24
 """Level pixels that a patch pixel may cover: their sum fits 32 bits."""
-
-# Above this many level pixels a patch pixel, running sums are faster than adding one pixel after the other.
-_MAX_TERMS = 12
-# Level pixels that are summed at once; bounds the memory that a large tile takes.
-_BLOCK_PIXELS = 1 << 20
 
 
 class Box(NamedTuple):
@@ -69,62 +68,6 @@ def _edges(start: float, step: float, count: int, unit: int) -> Edges:
     return edges
 
 
-def box_sums(values: NDArray[Any], edges: Edges, unit: int, axis: int) -> Sums:
-    """Return the sums of values (h, w, c) along an axis between edges, weighted by the covered units."""
-    count, channels = values.shape[axis], values.shape[2]
-
-    def weighted(index: NDArray[Any], weight: Edges) -> Sums:
-        taken = np.take(values, index, axis=axis)
-        weights = weight.astype(np.uint32)
-        # Whole rows are multiplied at once; a broadcast over the few channels would be slow.
-        factor = weights[:, None] if axis == 0 else np.repeat(weights, channels)
-        product: Sums = taken.reshape(len(taken), -1) * factor
-        return product.reshape(taken.shape)
-
-    first = np.minimum(edges[:-1] // unit, count - 1)
-    terms = int((-(-edges[1:] // unit) - first).max())
-    if terms > _MAX_TERMS:
-        # The sums may wrap around at 2^32; their differences come out right.
-        running = np.cumsum(values, axis=axis, dtype=np.uint32)
-        running = np.concatenate([np.zeros_like(np.take(running, [0], axis)), running], axis)
-        whole = np.minimum(edges // unit, count - 1)
-        at_edges = np.take(running, whole, axis) * np.uint32(unit) + weighted(whole, edges - whole * unit)
-        differences: Sums = np.diff(at_edges, axis=axis)
-        return differences
-    total: Sums | None = None
-    for term in range(terms):
-        row = first + term
-        weight = np.minimum(edges[1:], (row + 1) * unit) - np.maximum(edges[:-1], row * unit)
-        part = weighted(np.minimum(row, count - 1), np.maximum(weight, 0))
-        total = part if total is None else np.add(total, part, out=total)
-    assert total is not None  # boxes have a side, so there is a term
-    return total
-
-
-def box_sums_2d(pixels: NDArray[Any], edges_x: Edges, edges_y: Edges, unit: int) -> Sums:
-    """Return the sums of pixels (h, w, c) over the boxes between neighbouring edges."""
-    left, right = int(edges_x[0] // unit), int(-(-edges_x[-1] // unit))
-    top, bottom = int(edges_y[0] // unit), int(-(-edges_y[-1] // unit))
-    part = pixels[top:bottom, left:right]
-    height, width = part.shape[:2]
-    edges_x, edges_y = edges_x - left * unit, edges_y - top * unit
-    block = max(1, _BLOCK_PIXELS // width)
-    if height <= block:
-        return box_sums(box_sums(part, edges_y, unit, 0), edges_x, unit, 1)
-    total = np.zeros((len(edges_y) - 1, len(edges_x) - 1, pixels.shape[2]), np.uint32)
-    for row in range(0, height, block):
-        rows, within = touched(edges_y, row, min(block, height - row), unit)
-        total[rows] += box_sums_2d(part[row : row + block], edges_x, within, unit)
-    return total
-
-
-def touched(edges: Edges, start: int, length: int, unit: int) -> tuple[slice, Edges]:
-    """The boxes along an axis that overlap the pixels from ``start`` on, and their edges from there."""
-    first = max(int(np.searchsorted(edges, start * unit, side="right")) - 1, 0)
-    last = min(int(np.searchsorted(edges, (start + length) * unit, side="left")), len(edges) - 1)
-    return slice(first, max(first, last)), np.clip(edges[first : last + 1] - start * unit, 0, length * unit)
-
-
 class Place(NamedTuple):
     """Where a tile lies in its level, cut to the image."""
 
@@ -154,8 +97,8 @@ class Copy:
         if valid is not None:
             valid[:] = False
 
-    def paste(self, tile: Pixels | None, valid: Mask | None, at: Place) -> None:
-        """Copy a tile's part; None is an empty tile. Tiles share no pixels: threads may paste at once."""
+    def add(self, tile: Pixels | None, valid: Mask | None, at: Place, shrink: int = 1) -> None:
+        """Copy a tile's part; None is an empty tile. Tiles share no pixels: threads may copy at once."""
         left, right = max(at.x, self.left), min(at.x + at.width, self.right)
         top, bottom = max(at.y, self.top), min(at.y + at.height, self.bottom)
         source = slice(top - at.y, bottom - at.y), slice(left - at.x, right - at.x)
@@ -163,15 +106,6 @@ class Copy:
         self.pixels[target] = self.background if tile is None else tile[source]
         if self.valid is not None and tile is not None:
             self.valid[target] = True if valid is None else valid[source]
-
-
-class Part(NamedTuple):
-    """What one tile adds to an AreaMean."""
-
-    rows: slice
-    columns: slice
-    sums: Sums
-    covered: Sums | None
 
 
 class AreaMean:
@@ -194,49 +128,72 @@ class AreaMean:
         self.unit = 1 << box.bits
         self.edges_x, self.edges_y = box.edges(width, height)
         self.background = np.asarray(background, np.uint32)
-        self.sums: Sums = np.zeros((height, width, len(background)), np.uint32)
-        self.covered: Sums | None = np.zeros((height, width), np.uint32) if mask else None
+        self.sums: Sums = _zeros((height, width, len(background)))
+        self.covered: Sums | None = _zeros((height, width)) if mask else None
+        self._lock = Lock()
         right, bottom = level_size[0] * self.unit, level_size[1] * self.unit
         if self.edges_x[0] < 0 or self.edges_y[0] < 0 or self.edges_x[-1] > right or self.edges_y[-1] > bottom:
             inside = _areas(np.clip(self.edges_x, 0, right), np.clip(self.edges_y, 0, bottom))
             self.sums += (_areas(self.edges_x, self.edges_y) - inside)[:, :, None] * self.background
 
-    def part(self, tile: Pixels | None, valid: Mask | None, at: Place) -> Part | None:
-        """Return what a tile adds; None is an empty tile. Changes nothing: threads may ask at once."""
-        columns, edges_x = touched(self.edges_x, at.x, at.width, self.unit)
-        rows, edges_y = touched(self.edges_y, at.y, at.height, self.unit)
-        if columns.start == columns.stop or rows.start == rows.stop:
-            return None
-        if tile is None:
-            return Part(rows, columns, _areas(edges_x, edges_y)[:, :, None] * self.background, None)
-        covered = None
-        if self.covered is not None:
-            if valid is None:
-                covered = _areas(edges_x, edges_y)
-            else:
-                covered = box_sums_2d(valid[:, :, None], edges_x, edges_y, self.unit)[:, :, 0]
-        return Part(rows, columns, box_sums_2d(tile, edges_x, edges_y, self.unit), covered)
+    def add(self, tile: Pixels | None, valid: Mask | None, at: Place, shrink: int = 1) -> None:
+        """Add a tile's part; None is an empty tile. Threads may add at once.
 
-    def add(self, part: Part) -> None:
-        self.sums[part.rows, part.columns] += part.sums
-        if self.covered is not None and part.covered is not None:
-            self.covered[part.rows, part.columns] += part.covered
+        Args:
+            tile, valid: whose pixels are squares of ``shrink`` level pixels a side.
+            at: in level pixels.
+        """
+        channels = len(self.background)
+        unit = self.unit
+        place = at.x * unit, at.y * unit, (at.x + at.width) * unit, (at.y + at.height) * unit
+        if tile is None:
+            row, column, areas = _kernels().box_areas(channels, place, self.edges_x, self.edges_y)
+            self._add_at(self.sums, row, column, areas * np.tile(self.background, areas.shape[1] // channels))
+            return
+        self._add_at(self.sums, *self._sums(tile, place, shrink))
+        if self.covered is not None and valid is None:
+            self._add_at(self.covered, *_kernels().box_areas(1, place, self.edges_x, self.edges_y))
+        elif self.covered is not None and valid is not None:
+            self._add_at(self.covered, *self._sums(valid.view(np.uint8)[:, :, None], place, shrink))
+
+    def _sums(self, tile: Pixels, place: tuple[int, int, int, int], shrink: int) -> tuple[int, int, Sums]:
+        pixels = np.ascontiguousarray(tile).reshape(len(tile), -1)
+        part: tuple[int, int, Sums] = _kernels().box_sums(
+            pixels, tile.shape[2], place, shrink * self.unit, self.edges_x, self.edges_y
+        )
+        return part
+
+    def _add_at(self, sums: Sums, row: int, column: int, part: Sums) -> None:
+        with self._lock:
+            flat = sums.reshape(len(sums), -1)
+            _kernels().add_at(flat, row, column * (flat.shape[1] // len(self.edges_x[1:])), part)
 
     def result(self) -> Pixels:
         """The means, rounded half to even."""
-        height, _, channels = self.sums.shape
-        widths = np.repeat(np.diff(self.edges_x), channels).astype(np.float64)
-        heights = np.diff(self.edges_y).astype(np.float64)[:, None]
-        sums = self.sums.reshape(height, -1)
-        pixels = np.empty(sums.shape, np.uint8)
-        for top in range(0, height, 8):  # a few rows at a time stay in the processor's cache
-            means = sums[top : top + 8] / (heights[top : top + 8] * widths)
-            pixels[top : top + 8] = np.rint(means, out=means)
-        return pixels.reshape(self.sums.shape)
+        height, width, channels = self.sums.shape
+        means = buffers.empty((height, width * channels))
+        _kernels().box_means(
+            self.sums.reshape(height, -1), np.diff(self.edges_x), np.diff(self.edges_y), channels, means
+        )
+        return means.reshape(self.sums.shape)
 
     def result_valid(self) -> Mask | None:
         """Whether more than half of a pixel's area is stored image."""
         return None if self.covered is None else self.covered > _areas(self.edges_x, self.edges_y) // 2
+
+
+@cache
+def _kernels() -> ModuleType:
+    """The compiled loops. They take half a second to load, which ``info`` need not spend."""
+    import pyrtrav.pyramid.kernels as kernels
+
+    return kernels
+
+
+def _zeros(shape: tuple[int, ...]) -> Sums:
+    sums = buffers.empty(shape, np.uint32)
+    sums.fill(0)
+    return sums
 
 
 def _areas(edges_x: Edges, edges_y: Edges) -> Sums:

@@ -20,7 +20,7 @@ from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.pyramid.pixels import Samples
 from pyrtrav.pyramid.tiff_levels import check_tile_sizes, is_tiff
-from pyrtrav.pyramid.tiles import Level, RawTile, plausible_mpp
+from pyrtrav.pyramid.tiles import Level, RawTile
 
 TILE = 256
 """Side of our own grid, for files whose tiles are strips, huge, or not reported."""
@@ -45,7 +45,7 @@ class SlidePyramid(Pyramid):
         self.levels = tuple(
             Level(i, w, h, width / w, height / h, *self._tile_size(i)) for i, (w, h) in enumerate(sizes)
         )
-        self.mpp = plausible_mpp(self.properties.get("openslide.mpp-x"))
+        self.mpp = self._believed_mpp(self.properties.get("openslide.mpp-x"))
         self.bounds = self._bounds(width, height)
         # OpenSlide's image is premultiplied; its Python side divides by alpha.
         self.samples = Samples(3, np.dtype(np.uint8), "straight")
@@ -103,7 +103,7 @@ class SlidePyramid(Pyramid):
         slide.set_cache(openslide.OpenSlideCache(0))
         return slide
 
-    def _decode_tile(self, level: int, column: int, row: int) -> RawTile | None:
+    def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile | None:
         at = self.levels[level]
         x, y = column * at.tile_width, row * at.tile_height
         location = round(x * at.downsample_x), round(y * at.downsample_y)

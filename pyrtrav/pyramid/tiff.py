@@ -8,22 +8,24 @@ OpenSlide does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from pyrtrav.errors import CorruptImageError, PyramidError
+from pyrtrav.errors import CorruptImageError, PyramidError, UnsupportedFormatError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.pyramid.pixels import wanted_samples
-from pyrtrav.pyramid.source import Source, open_source
-from pyrtrav.pyramid.tiff_decode import decode_segment, natural_colors
-from pyrtrav.pyramid.tiff_levels import Directory, find_levels
-from pyrtrav.pyramid.tiff_words import read_ome, read_properties, read_samples
-from pyrtrav.pyramid.tiles import Key, Level, RawTile, plausible_mpp
+from pyrtrav.pyramid.remote import RemoteFile
+from pyrtrav.pyramid.source import BlockFile, Source, Span, is_url, open_source
+from pyrtrav.pyramid.tiff_decode import decode_segment, natural_colors, samples_together
+from pyrtrav.pyramid.tiff_levels import Directory, find_levels, is_tiff
+from pyrtrav.pyramid.tiff_words import read_ome, read_properties, read_samples, refuse_vendors
+from pyrtrav.pyramid.tiles import Key, Level, RawTile
 
 # tifffile reports damage in its log; ours is in the exceptions.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -37,12 +39,43 @@ class TiffPyramid(Pyramid):
     """A TIFF file."""
 
     backend: ClassVar[str] = "tiff"
+    _source: Source | None = None
+
+    def _file_identity(self) -> tuple[Hashable, ...]:
+        if not is_url(self.path):
+            return super()._file_identity()
+        # Opened here: the first answer says which file it is.
+        self._source = remote = RemoteFile(self.path, self.cost)
+        return remote.identity
 
     def _open(self) -> None:
-        self._source: Source | None = None
+        if not is_url(self.path):
+            self._parse(self.path)
+            self._source = open_source(self.path)
+            return
+        assert self._source is not None
+        if not is_tiff(self._source.read(0, 4)):
+            raise UnsupportedFormatError(
+                f"{self.path}: is no TIFF; of URLs only TIFF and OME-Zarr are read, download it first"
+            )
+        file = BlockFile(self._source)
         try:
-            with tifffile.TiffFile(self.path, _multifile=False) as tif:
+            self._parse(file)
+        except Exception:
+            if file.failure is None:
+                raise
+        if isinstance(file.failure, PyramidError):
+            raise file.failure
+        if file.failure is not None:
+            raise PyramidError(f"{self.path}: {file.failure}") from file.failure
+
+    def _parse(self, file: Any) -> None:
+        """Read the directories of a path or of a ``BlockFile``."""
+        try:
+            with tifffile.TiffFile(file, _multifile=False) as tif:
                 first_page: Any = tif.pages[0] if len(tif.pages) else None
+                if first_page is not None and not isinstance(file, str):
+                    refuse_vendors(self.path, tif)
                 ome = read_ome(first_page.description or "") if first_page else None
                 self._directories = find_levels(self.path, tif, ome.channels if ome else range(1))
                 self.properties = properties = read_properties(tif, ome)
@@ -71,34 +104,38 @@ class TiffPyramid(Pyramid):
             for i, directory in enumerate(self._directories)
         )
         self.bounds = Region(0, 0, first.width, first.height)
-        self.mpp = plausible_mpp(properties.get("mpp"))
-        self._source = open_source(self.path)
+        self.mpp = self._believed_mpp(properties.get("mpp"))
 
     def _close(self) -> None:
-        source, self._source = getattr(self, "_source", None), None
+        source, self._source, self._directories = getattr(self, "_source", None), None, []
         if source is not None:
             source.close()
 
     def _prefetch(self, keys: Sequence[Key]) -> None:
-        assert self._source is not None  # open while it is read
-        self._source.prefetch(
-            (int(directory.offsets[plane, index]), int(directory.counts[plane, index]))
-            for level, column, row in keys
-            for directory in (self._directories[level],)
-            for index in (row * self.levels[level].columns + column,)
-            for plane in self._planes
-        )
+        if self._source is None or not is_url(self.path):
+            return  # a disk needs no notice
+        spans: list[Span] = []
+        for level, column, row in keys:
+            directory = self._directories[level]
+            for plane in self._planes:
+                with suppress(ValueError):  # damage is told where the tile is decoded
+                    spans += [span for span in directory.spans(plane, column, row) if span[1] <= _limit(directory)]
+        self._source.prefetch(spans)
 
-    def _decode_tile(self, level: int, column: int, row: int) -> RawTile | None:
+    def _most_shrink(self, level: int) -> int:
         directory = self._directories[level]
-        index = row * self.levels[level].columns + column
+        return 8 if directory.jpeg is not None and len(directory.pages) == 1 and directory.colormap is None else 1
+
+    def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile | None:
+        directory = self._directories[level]
         stored, decoded = 0, {}
         for plane in self._planes:
-            offset, count = int(directory.offsets[plane, index]), int(directory.counts[plane, index])
-            if offset and count:
-                data = self._read_bytes(offset, count, 2 * directory.tile_bytes + _SLACK_BYTES)
-                decoded[plane] = self._decode_plane(directory, plane, data, column, row)
-                stored += count
+            spans = directory.spans(plane, column, row)
+            if spans:
+                parts = [self._read_bytes(offset, count, _limit(directory)) for offset, count in spans]
+                data = parts[0] if len(parts) == 1 else b"".join(parts)
+                decoded[plane] = self._decode_plane(directory, plane, data, (column, row), shrink)
+                stored += len(data)
         if not decoded:
             return None  # a sparse tile
         samples = next(iter(decoded.values()))
@@ -108,15 +145,31 @@ class TiffPyramid(Pyramid):
                 samples[..., plane] = values[..., 0]
         return RawTile(natural_colors(samples, directory.pages[0], directory.colormap), stored)
 
-    def _decode_plane(self, directory: Directory, plane: int, data: bytes, column: int, row: int) -> NDArray[Any]:
+    def _decode_plane(
+        self, directory: Directory, plane: int, data: bytes, place: tuple[int, int], shrink: int
+    ) -> NDArray[Any]:
         size = directory.tile_width, directory.tile_height
-        columns = -(-directory.width // size[0])
-        samples = decode_segment(directory.pages[plane], data, row * columns + column, size)
+        column, row = place
+        if directory.strip_rows is not None:
+            return self._bare_samples(directory, data, column)
+        if directory.jpeg is not None:
+            samples: NDArray[Any] = directory.jpeg.decode(data, size, shrink)
+        else:
+            columns = -(-directory.width // size[0])
+            samples = decode_segment(directory.pages[plane], data, row * columns + column, size)
         height, width = samples.shape[:2]
         needed = min(size[0], directory.width - column * size[0]), min(size[1], directory.height - row * size[1])
-        if width < needed[0] or height < needed[1]:
-            raise ValueError(f"the tile is {width} x {height} pixels, but {size[0]} x {size[1]} are declared")
+        if width * shrink < needed[0] or height * shrink < needed[1]:
+            raise ValueError(
+                f"the tile is {width * shrink} x {height * shrink} pixels, but {size[0]} x {size[1]} are declared"
+            )
         return samples
+
+    def _bare_samples(self, directory: Directory, data: bytes, column: int) -> NDArray[Any]:
+        page = directory.pages[0]
+        stored = np.dtype(page.dtype).newbyteorder(page.parent.byteorder)
+        width = min(directory.tile_width, directory.width - column * directory.tile_width)
+        return np.frombuffer(data, stored).reshape(-1, width, samples_together(page)).astype(page.dtype, copy=False)
 
     def _read_bytes(self, offset: int, count: int, limit: int) -> bytes:
         source = self._source
@@ -129,3 +182,8 @@ class TiffPyramid(Pyramid):
         if len(data) != count:
             raise OSError(f"only {len(data)} of its {count} bytes could be read")
         return data
+
+
+def _limit(directory: Directory) -> int:
+    """Stored bytes of a tile that are believed."""
+    return 2 * directory.tile_bytes + _SLACK_BYTES

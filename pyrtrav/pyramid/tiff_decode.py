@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import imagecodecs
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
+
+from pyrtrav.pyramid import buffers
 
 MINISWHITE, MINISBLACK, RGB, PALETTE, SEPARATED, YCBCR = 0, 1, 2, 3, 5, 6
 JPEG = 7
@@ -21,10 +24,15 @@ WEBP = 50001
 # None, CCITT, LZW, deflate, packbits, LZMA, Zstandard: what they decode to is bounded by the size of the
 # tile.
 BOUNDED = (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000)
-# WebP images have 16,383 pixels a side at most; the size of JPEG and JPEG 2000 is read from their headers.
-SUPPORTED = (*BOUNDED, JPEG, *JPEG_2000, WEBP)
+JPEG_XL = (50002, 52546)
+LERC = 34887
+# WebP images have 16,383 pixels a side at most; the size of JPEG and JPEG 2000 is read from their headers; decoders
+# of JPEG XL and LERC compare theirs with an array that they are given.
+SUPPORTED = (*BOUNDED, JPEG, *JPEG_2000, WEBP, *JPEG_XL, LERC)
 # These give RGB whatever the photometric tag says.
-GIVES_RGB = (JPEG, *JPEG_2000, WEBP)
+GIVES_RGB = (JPEG, *JPEG_2000, WEBP, *JPEG_XL)
+
+LERC_PARAMETERS = 50674
 
 
 class Frame(NamedTuple):
@@ -34,6 +42,44 @@ class Frame(NamedTuple):
     height: int
     components: int
     subsampled: bool
+
+
+class JpegTiles:
+    """How the 8-bit JPEG tiles of a directory are decoded, of 1 or 3 components.
+
+    The TIFF tag decides between RGB and YCbCr, as in OpenSlide, by an Adobe marker that is put in front. A
+    JFIF marker overrules it in libjpeg, and subsampled chroma does here: both mean YCbCr whatever a wrong tag
+    says.
+    """
+
+    def __init__(self, tables: bytes | None, photometric: int, components: int) -> None:
+        shared = b"" if not tables else tables[2:-2]
+        marker = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" if components == 3 else b""
+        as_rgb, as_ycbcr = (b"\0", b"\1") if components == 3 else (b"", b"")
+        self._head = b"\xff\xd8" + marker + as_ycbcr + shared
+        self._plain_head = self._head if photometric != RGB else b"\xff\xd8" + marker + as_rgb + shared
+        self._components, self._colorspace = components, "RGB" if components == 3 else "GRAY"
+        # The last header that was found good: as a rule all tiles of a file begin alike.
+        self._seen: tuple[bytes, Frame] = b"", Frame(0, 0, 0, False)
+
+    def decode(self, data: bytes, size: tuple[int, int], shrink: int = 1) -> NDArray[np.uint8]:
+        """Return a tile's samples (h, w, components); a damaged or truncated one is a ValueError.
+
+        Args:
+            size: (width, height) of a tile; a stream that is larger is refused before it is decoded.
+            shrink: 1, 2, 4 or 8: how much smaller the inverse cosine transform makes it.
+        """
+        header, frame = self._seen
+        if not header or not data.startswith(header):
+            frame, end = read_jpeg_header(data)
+            _check_size((frame.width, frame.height), size)
+            _check_components(frame, self._components)
+            self._seen = data[:end], frame
+        stream = (self._head if frame.subsampled else self._plain_head) + data[2:]
+        height, width = -(-frame.height // shrink), -(-frame.width // shrink)
+        buffer = buffers.empty((height, width, self._components))
+        simplejpeg.decode_jpeg(stream, self._colorspace, min_height=height, min_width=width, buffer=buffer)
+        return buffer
 
 
 def decode_segment(page: Any, data: bytes, index: int, size: tuple[int, int]) -> NDArray[Any]:
@@ -48,19 +94,52 @@ def decode_segment(page: Any, data: bytes, index: int, size: tuple[int, int]) ->
     Raises:
         ValueError: damaged, or not what the directory declares; or whatever else a codec raises.
     """
-    samples = int(page.samplesperpixel) if page.planarconfig == 1 else 1
-    tables = page.jpegtables
     if page.compression == JPEG:
-        frame = jpeg_frame(data)
+        frame, _ = read_jpeg_header(data)
         _check_size((frame.width, frame.height), size)
-        if frame.components != samples:
-            raise ValueError(f"the JPEG stream has {frame.components} components, but {samples} are declared")
-        if page.bitspersample == 8 and samples in (1, 3):
-            return decode_jpeg(data, tables, int(page.photometric), frame)
+        _check_components(frame, samples_together(page))
     elif page.compression in JPEG_2000:
         _check_size(jpeg_2000_size(data), size)
-    decoded: NDArray[Any] = page.decode(data, index, jpegtables=tables)[0][0]
+    elif page.compression in JPEG_XL or page.compression == LERC:
+        return _decode_into(page, data, index, size)
+    decoded: NDArray[Any] = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
     return decoded.reshape(*decoded.shape[:2], -1)
+
+
+def _decode_into(page: Any, data: bytes, index: int, size: tuple[int, int]) -> NDArray[Any]:
+    """Decode JPEG XL or LERC into an array of the declared size: a stream of another size is an error."""
+    width, height = size
+    if not page.is_tiled:
+        height = min(height, int(page.imagelength) - index * height)  # the last strip is shorter
+    count = samples_together(page)
+    out = np.empty((height, width, count) if count > 1 else (height, width), page.dtype)
+    if page.compression == LERC:
+        parameters = page.tags.valueof(LERC_PARAMETERS) or (0, 0)
+        packed_by = {1: imagecodecs.zlib_decode, 2: imagecodecs.zstd_decode}.get(int(parameters[1]))
+        if packed_by is not None:
+            data = bytes(packed_by(data, out=2 * out.nbytes + (1 << 16)))
+        imagecodecs.lerc_decode(data, out=out)
+    else:
+        imagecodecs.jpegxl_decode(data, out=out)
+    return out.reshape(height, width, count)
+
+
+def samples_together(page: Any) -> int:
+    """How many samples of a pixel a tile holds."""
+    return int(page.samplesperpixel) if page.planarconfig == 1 else 1
+
+
+def jpeg_tiles(page: Any) -> JpegTiles | None:
+    """How a directory's tiles are decoded if they are JPEG of 8 bits, else None."""
+    components = samples_together(page)
+    if page.compression != JPEG or page.bitspersample != 8 or components not in (1, 3):
+        return None
+    return JpegTiles(page.jpegtables, int(page.photometric), components)
+
+
+def _check_components(frame: Frame, declared: int) -> None:
+    if frame.components != declared:
+        raise ValueError(f"the JPEG stream has {frame.components} components, but {declared} are declared")
 
 
 def _check_size(found: tuple[int, int], declared: tuple[int, int]) -> None:
@@ -68,27 +147,8 @@ def _check_size(found: tuple[int, int], declared: tuple[int, int]) -> None:
         raise ValueError(f"the tile is {found[0]} x {found[1]} pixels, but {declared[0]} x {declared[1]} are declared")
 
 
-def decode_jpeg(data: bytes, tables: bytes | None, photometric: int, frame: Frame) -> NDArray[np.uint8]:
-    """Decode a JPEG tile of 1 or 3 components to (h, w, components); a damaged or truncated one is a
-    ValueError.
-
-    The TIFF tag decides between RGB and YCbCr, as in OpenSlide, by an Adobe marker that is put in front. A
-    JFIF marker overrules it in libjpeg, and subsampled chroma does here: both mean YCbCr whatever a wrong tag
-    says.
-    """
-    marker = b""
-    if frame.components == 3:
-        transform = 0 if photometric == RGB and not frame.subsampled else 1
-        marker = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
-    shared = b"" if not tables else tables[2:-2]
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-        b"\xff\xd8" + marker + shared + data[2:], "GRAY" if frame.components == 1 else "RGB"
-    )
-    return pixels
-
-
-def jpeg_frame(data: bytes) -> Frame:
-    """Read the frame header of a JPEG stream."""
+def read_jpeg_header(data: bytes) -> tuple[Frame, int]:
+    """Read a JPEG stream up to its frame header, and return that and where it ends."""
     if data[:2] != b"\xff\xd8":
         raise ValueError("the tile is no JPEG stream")
     at = 2
@@ -102,7 +162,7 @@ def jpeg_frame(data: bytes) -> Frame:
             components = data[at + 9] if at + 9 < len(data) else 0
             factors = {data[i] for i in range(at + 11, min(at + 11 + 3 * components, len(data)), 3)}
             height, width = (int.from_bytes(data[i : i + 2], "big") for i in (at + 5, at + 7))
-            return Frame(width, height, components, len(factors) > 1)
+            return Frame(width, height, components, len(factors) > 1), at + 2 + length
         at += 2 + length
     raise ValueError("the JPEG stream has no frame header")
 

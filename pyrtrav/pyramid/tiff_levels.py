@@ -20,13 +20,31 @@ import tifffile
 from numpy.typing import NDArray
 
 from pyrtrav.errors import CorruptImageError, UnsupportedFormatError
-from pyrtrav.pyramid.tiff_decode import APERIO_JPEG_2000_YCBCR, PALETTE, RGB, SUPPORTED, YCBCR
+from pyrtrav.pyramid.source import Span
+from pyrtrav.pyramid.tiff_decode import (
+    APERIO_JPEG_2000_YCBCR,
+    LERC_PARAMETERS,
+    PALETTE,
+    RGB,
+    SUPPORTED,
+    YCBCR,
+    JpegTiles,
+    jpeg_tiles,
+    samples_together,
+)
 from pyrtrav.pyramid.tiles import MAX_TILE_BYTES, MAX_TILE_PIXELS
 
 REDUCED, MASK = 1, 4
 """Bits of the tag NewSubfileType."""
 
+BARE_TILE = 256
+"""Side of the tiles that uncompressed strips are read in."""
+
+_UNCOMPRESSED = 1
 _WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323
+_STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS = 273, 279, 324, 325
+# Types of tags that are whole numbers.
+_INTEGERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 
 
 def is_tiff(head: bytes) -> bool:
@@ -42,7 +60,7 @@ class Directory:
     """tifffile's, one for each plane."""
     offsets: NDArray[np.uint64]
     counts: NDArray[np.uint64]
-    """Both (planes, tiles); samples that are stored together are one plane."""
+    """Both (planes, tiles or strips); samples that are stored together are one plane."""
     width: int
     height: int
     tile_width: int
@@ -50,6 +68,38 @@ class Directory:
     tile_bytes: int
     """Of one plane's tile, decoded."""
     colormap: NDArray[np.uint8] | None
+    jpeg: JpegTiles | None
+    """What decodes its tiles; None where imagecodecs does."""
+    strip_rows: int | None
+    """Rows of a strip, where its pixels lie bare in the file: then tiles are cut out of the strips."""
+
+    def spans(self, plane: int, column: int, row: int) -> list[Span]:
+        """Where a tile's bytes lie; nowhere where the tile is declared empty.
+
+        Raises:
+            ValueError: a strip is shorter than its rows.
+        """
+        if self.strip_rows is None:
+            index = row * -(-self.width // self.tile_width) + column
+            offset, count = int(self.offsets[plane, index]), int(self.counts[plane, index])
+            return [(offset, count)] if offset and count else []
+        rows = range(row * self.tile_height, min((row + 1) * self.tile_height, self.height))
+        pixel = self.tile_bytes // (self.tile_width * self.tile_height)
+        left, length = column * self.tile_width, min(self.tile_width, self.width - column * self.tile_width)
+        spans: list[Span] = []
+        for y in rows:
+            strip, inside = divmod(y, self.strip_rows)
+            offset, count = int(self.offsets[plane, strip]), int(self.counts[plane, strip])
+            if not offset or not count:
+                return []
+            if (inside + 1) * self.width * pixel > count:
+                raise ValueError(f"strip {strip} holds {count:,} bytes, which are fewer than its rows take")
+            start = offset + (inside * self.width + left) * pixel
+            if spans and sum(spans[-1]) == start:  # full rows lie one after the other
+                spans[-1] = spans[-1][0], spans[-1][1] + length * pixel
+            else:
+                spans.append((start, length * pixel))
+        return spans
 
 
 def find_levels(path: str, tif: tifffile.TiffFile, channels: Sequence[int] = range(1)) -> list[Directory]:
@@ -160,27 +210,38 @@ def _directory(path: str, pages: tuple[Any, ...]) -> Directory:
     tile_height = int(page.tilelength) if page.is_tiled else min(int(page.rowsperstrip or height), height)
     if min(width, height, tile_width, tile_height) < 1:
         raise CorruptImageError(path, f"impossible size: image {width} x {height}, tile {tile_width} x {tile_height}")
-    together = int(page.samplesperpixel) if page.planarconfig == 1 else 1
-    tile_bytes = tile_width * tile_height * together * np.dtype(page.dtype).itemsize
+    stored = -(-width // tile_width) * -(-height // tile_height)
+    strip_rows = tile_height if _is_bare(page) else None
+    if strip_rows is not None:
+        tile_width, tile_height = min(width, BARE_TILE), min(height, BARE_TILE)
+    tile_bytes = tile_width * tile_height * samples_together(page) * np.dtype(page.dtype).itemsize
     if tile_width * tile_height > MAX_TILE_PIXELS or tile_bytes > MAX_TILE_BYTES:
         raise _too_large(path, "tiles" if page.is_tiled else "strips", tile_width, tile_height)
-    tiles = -(-width // tile_width) * -(-height // tile_height)
     planes = int(page.samplesperpixel) if page.planarconfig == 2 else 1
-    offsets = [_table(path, each, each.dataoffsets, tiles * planes) for each in pages]
-    counts = [_table(path, each, each.databytecounts, tiles * planes) for each in pages]
+    offsets = [_table(path, each, (_TILE_OFFSETS, _STRIP_OFFSETS), stored * planes) for each in pages]
+    counts = [_table(path, each, (_TILE_COUNTS, _STRIP_COUNTS), stored * planes) for each in pages]
     for each in pages:
         _forget_tables(each)
+        each.tags.valueof(LERC_PARAMETERS)  # read now, while the file is open
     return Directory(
         tuple(page for page in pages for _ in range(planes)),
-        np.concatenate(offsets).reshape(-1, tiles),
-        np.concatenate(counts).reshape(-1, tiles),
+        np.concatenate(offsets).reshape(-1, stored),
+        np.concatenate(counts).reshape(-1, stored),
         width,
         height,
         tile_width,
         tile_height,
         tile_bytes,
         _colormap(page),
+        jpeg_tiles(page),
+        strip_rows,
     )
+
+
+def _is_bare(page: Any) -> bool:
+    """Whether pixels lie in strips as they are: then any rectangle of them can be read alone."""
+    whole_bytes = np.dtype(page.dtype).itemsize * 8 == page.bitspersample
+    return not page.is_tiled and int(page.compression) == _UNCOMPRESSED and whole_bytes and int(page.fillorder) == 1
 
 
 def _check_supported(path: str, page: Any) -> None:
@@ -194,17 +255,25 @@ def _check_supported(path: str, page: Any) -> None:
         raise UnsupportedFormatError(f"{path}: volumes (ImageDepth {page.imagedepth}) are not supported")
 
 
-def _table(path: str, page: Any, values: Sequence[int], needed: int) -> NDArray[np.uint64]:
-    table = np.asarray(values, np.uint64)
+def _table(path: str, page: Any, codes: tuple[int, int], needed: int) -> NDArray[np.uint64]:
+    """The first ``needed`` entries of a table, under the one of two tags that the page has."""
+    tag = page.tags.get(codes[0]) or page.tags.get(codes[1])
+    listed = 0 if tag is None else int(tag.count)
+    if listed < needed or tag.dtype not in _INTEGERS:
+        raise CorruptImageError(path, f"its table lists {listed:,} of {needed:,} tiles")
+    handle, dtype = page.parent.filehandle, np.dtype(page.parent.byteorder + _INTEGERS[tag.dtype])
+    # As arrays from the start: of Python's integers a table of 150,000 tiles takes 10 MB and 10 ms.
+    handle.seek(tag.valueoffset)
+    table = np.frombuffer(handle.read(needed * dtype.itemsize), dtype)
     if table.size < needed:
-        raise CorruptImageError(path, f"its table lists {table.size:,} of {needed:,} tiles")
-    return table[:needed]
+        raise CorruptImageError(path, f"the file ends within its table of {needed:,} tiles; it may be truncated")
+    return table.astype(np.uint64)
 
 
 def _forget_tables(page: Any) -> None:
-    """Our arrays hold them now; as Python integers a table of 150,000 tiles takes 10 MB."""
+    """Our arrays hold them now."""
     page.dataoffsets = page.databytecounts = ()
-    for code in (273, 279, 324, 325):
+    for code in (_STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS):
         if code in page.tags:
             page.tags[code].value = ()
 

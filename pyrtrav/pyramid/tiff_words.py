@@ -55,6 +55,28 @@ def read_ome(description: str) -> Ome | None:
     return Ome(mpp, range(1) if together or min(count, step) < 1 else range(0, count * step, step))
 
 
+def refuse_vendors(path: str, tif: tifffile.TiffFile) -> None:
+    """Raise UnsupportedFormatError for a TIFF whose pixels only OpenSlide puts together, by OpenSlide's own signs."""
+    pages: list[Any] = list(tif.pages)
+    page = pages[0]
+    description, software = page.description or "", page.software or ""
+    xmp = b"".join(bytes(each.tags.valueof(700, b"")) for each in pages if 700 in each.tags)
+    signs = {
+        "Hamamatsu": 65420 in page.tags,
+        "Leica": "http://www.leica-microsystems.com/scn/" in description,
+        "Philips": software.startswith("Philips") and "DPUfsImport" in description,
+        "Trestle": software.startswith("MedScan"),
+        "Ventana": b"<iScan" in xmp,
+        "Huron": description.startswith("Huron"),
+        "Argos": "Argos.Scan.Metadata" in str(page.tags.valueof(65000, "")),
+    }
+    for vendor, found in signs.items():
+        if found:
+            raise UnsupportedFormatError(
+                f"{path}: is a {vendor} slide, which is read by OpenSlide from local files only; download it first"
+            )
+
+
 def read_properties(tif: tifffile.TiffFile, ome: Ome | None) -> dict[str, str]:
     """Return the file's own words, with ``mpp`` from the most specific of them."""
     page: Any = tif.pages[0]

@@ -43,6 +43,11 @@ class Level:
     def rows(self) -> int:
         return -(-self.height // self.tile_height)
 
+    def tile_at(self, column: int, row: int) -> tuple[int, int, int, int]:
+        """Return x, y, width and height of a tile, cut to the image."""
+        x, y = column * self.tile_width, row * self.tile_height
+        return x, y, min(self.tile_width, self.width - x), min(self.tile_height, self.height - y)
+
 
 class Tile(NamedTuple):
     """Pixels (h, w, channels) and which of them are stored image; None where all are."""

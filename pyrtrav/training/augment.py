@@ -51,7 +51,9 @@ class View:
             x = side - x - w
         return Region(x + self.root.x, y + self.root.y, w, h)
 
-    def read_many(self, regions: Sequence[Region], size: int | tuple[int, int]) -> Patches:
+    def read_many(
+        self, regions: Sequence[Region], size: int | tuple[int, int], *, out: NDArray[np.uint8] | None = None
+    ) -> Patches:
         """Read patches of regions given in the view's frame; ``size`` is their side, or (width, height)."""
         width, height = size if isinstance(size, tuple) else (size, size)
         stored = (height, width) if self.turns % 2 else (width, height)
@@ -61,7 +63,10 @@ class View:
             pixels = pixels[:, :, ::-1]
         if self._table is not None:
             pixels = np.stack([self._table[c][pixels[..., c]] for c in range(self.channels)], axis=-1)
-        return Patches(np.ascontiguousarray(pixels), None, patches.errors)
+        if out is None:
+            return Patches(np.ascontiguousarray(pixels), None, patches.errors)
+        out[:] = pixels
+        return Patches(out, None, patches.errors)
 
 
 def _table(jitter: Jitter) -> NDArray[np.uint8]:
