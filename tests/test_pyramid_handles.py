@@ -116,7 +116,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> Non
 def test_lent_memory_is_nobody_elses(steps: list[tuple[int, bool]]) -> None:
     held: list[tuple[int, NDArray[np.uint16]]] = []
     for number, (size, drop) in enumerate(steps):
-        array = buffers.empty((size, 2), np.uint16)
+        array = buffers.empty((size, 2), "<u2")
         assert (array.shape, array.dtype, array.flags.c_contiguous) == ((size, 2), np.uint16, True)
         array[:] = number
         held.append((number, array[size // 2 :]))  # a part keeps the whole

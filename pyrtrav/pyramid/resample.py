@@ -57,6 +57,8 @@ class Box(NamedTuple):
 
     def extent(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return left, top, right, bottom of ``width`` x ``height`` patch pixels, in the level's pixels."""
+        if self.is_copy:
+            return self.left, self.top, self.left + width, self.top + height
         unit = 1 << self.bits
         ends = self.left, self.top, self.left + self.step_x * width, self.top + self.step_y * height
         left, top, right, bottom = (round(end * unit) / unit for end in ends)
@@ -191,7 +193,7 @@ def _kernels() -> ModuleType:
 
 
 def _zeros(shape: tuple[int, ...]) -> Sums:
-    sums = buffers.empty(shape, np.uint32)
+    sums = buffers.empty(shape, "<u4")
     sums.fill(0)
     return sums
 

@@ -123,18 +123,19 @@ class TiffPyramid(Pyramid):
         self._source.prefetch(spans)
 
     def _most_shrink(self, level: int) -> int:
-        directory = self._directories[level]
-        return 8 if directory.jpeg is not None and len(directory.pages) == 1 and directory.colormap is None else 1
+        return 8 if self._directories[level].is_plain_jpeg else 1
 
     def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile | None:
         directory = self._directories[level]
+        if directory.is_plain_jpeg:
+            return self._decode_jpeg(directory, column, row, shrink)
         stored, decoded = 0, {}
         for plane in self._planes:
             spans = directory.spans(plane, column, row)
             if spans:
                 parts = [self._read_bytes(offset, count, _limit(directory)) for offset, count in spans]
                 data = parts[0] if len(parts) == 1 else b"".join(parts)
-                decoded[plane] = self._decode_plane(directory, plane, data, (column, row), shrink)
+                decoded[plane] = self._decode_plane(directory, plane, data, (column, row))
                 stored += len(data)
         if not decoded:
             return None  # a sparse tile
@@ -145,8 +146,16 @@ class TiffPyramid(Pyramid):
                 samples[..., plane] = values[..., 0]
         return RawTile(natural_colors(samples, directory.pages[0], directory.colormap), stored)
 
+    def _decode_jpeg(self, directory: Directory, column: int, row: int, shrink: int) -> RawTile | None:
+        """The usual case, without a detour."""
+        spans = directory.spans(0, column, row)
+        if not spans:
+            return None
+        data = self._read_bytes(*spans[0], _limit(directory))
+        return RawTile(self._decode_plane(directory, 0, data, (column, row), shrink), len(data))
+
     def _decode_plane(
-        self, directory: Directory, plane: int, data: bytes, place: tuple[int, int], shrink: int
+        self, directory: Directory, plane: int, data: bytes, place: tuple[int, int], shrink: int = 1
     ) -> NDArray[Any]:
         size = directory.tile_width, directory.tile_height
         column, row = place

@@ -58,6 +58,8 @@ class JpegTiles:
         as_rgb, as_ycbcr = (b"\0", b"\1") if components == 3 else (b"", b"")
         self._head = b"\xff\xd8" + marker + as_ycbcr + shared
         self._plain_head = self._head if photometric != RGB else b"\xff\xd8" + marker + as_rgb + shared
+        self.is_plain = photometric in (MINISBLACK, RGB, YCBCR)
+        """Whether samples mean what they say: no palette, no ink."""
         self._components, self._colorspace = components, "RGB" if components == 3 else "GRAY"
         # The last header that was found good: as a rule all tiles of a file begin alike.
         self._seen: tuple[bytes, Frame] = b"", Frame(0, 0, 0, False)

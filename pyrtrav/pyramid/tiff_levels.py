@@ -73,6 +73,11 @@ class Directory:
     strip_rows: int | None
     """Rows of a strip, where its pixels lie bare in the file: then tiles are cut out of the strips."""
 
+    @property
+    def is_plain_jpeg(self) -> bool:
+        """Whether one JPEG stream is a tile, and its samples are the image's."""
+        return self.jpeg is not None and self.jpeg.is_plain and len(self.pages) == 1
+
     def spans(self, plane: int, column: int, row: int) -> list[Span]:
         """Where a tile's bytes lie; nowhere where the tile is declared empty.
 
