@@ -40,9 +40,6 @@ from pyrtrav.pyramid.tiles import Key, Level, Patches, RawTile, Tile, plausible_
 
 __all__ = ["Key", "Level", "Patches", "Pyramid", "RawTile", "Tile", "shared_cache"]
 
-# Shares of a run that each thread gets.
-_SHARES = 4
-
 MAX_WINDOW_PIXELS = 16 << 20
 """Levels larger than this are not read whole to find a display range."""
 
@@ -302,7 +299,6 @@ class Pyramid(ABC):
             except RegionError as error:
                 raise RegionError(f"{self.path}: {error}") from None
             for run in batch.runs(self.levels):
-                batch.begin(run)
                 self._prefetch([key for key, shrink in run if not self._is_cached(key, shrink)])
                 self._deliver(batch, run)
         return patches
@@ -310,22 +306,22 @@ class Pyramid(ABC):
     def _deliver(self, batch: Batch, run: Sequence[Planned]) -> None:
         """Decode tiles and put them where they are wanted, in several threads."""
 
-        def work(share: Sequence[Planned]) -> None:
-            for planned in share:
+        def work(left: Iterator[Planned]) -> None:
+            for planned in left:
                 try:
                     tile: Tile | PyramidError | None = self._tile(*planned)
                 except PyramidError as error:
                     tile = error
                 batch.deliver(planned, tile)
 
-        threads = decode_threads()
-        if len(run) == 1 or threads == 1:
-            work(run)
-            return
-        # Shares are neighbours in the file, and several a thread, as some tiles take longer than others.
-        share = -(-len(run) // (_SHARES * threads))
-        for _ in decode_pool().map(work, [run[start : start + share] for start in range(0, len(run), share)]):
-            pass
+        # Each thread takes the next tile of the file; this one too, so that a busy pool holds nobody up.
+        left = iter(run)
+        helpers = [decode_pool().submit(work, left) for _ in range(min(decode_threads(), len(run)) - 1)]
+        try:
+            work(left)
+        finally:
+            for helper in helpers:
+                helper.result()
 
     def _request(self, index: int, region: Region, size: tuple[int, int]) -> Request:
         if not (region.width > 0 and region.height > 0 and all(map(math.isfinite, region.as_tuple()))):
@@ -373,12 +369,13 @@ class Pyramid(ABC):
 
     def _count(self, key: Key, raw: RawTile) -> None:
         with self._lock:
-            self.cost.tiles_decoded += 1
-            self.cost.pixels_decoded += raw.samples.shape[0] * raw.samples.shape[1]
+            cost = self.cost
+            cost.tiles_decoded += 1
+            cost.pixels_decoded += raw.samples.shape[0] * raw.samples.shape[1]
             if raw.stored_bytes is None:
-                self.cost.bytes_read = None
-            elif self.cost.bytes_read is not None:
-                self.cost.bytes_read += raw.stored_bytes
+                cost.bytes_read = None
+            elif cost.bytes_read is not None:
+                cost.bytes_read += raw.stored_bytes
             self._count_distinct(key)
 
     def _count_distinct(self, key: Key) -> None:

@@ -15,8 +15,8 @@ from pyrtrav.pyramid.tiles import Key, Level, Patches, Tile
 MAX_TILES = 1 << 20
 """Tiles that one call may touch; more is an image without a pyramid, or one with an impossible size."""
 
-# Decoded tiles that wait to be added; bounds the memory of a call of any size.
-_RUN_BYTES = 16 << 20
+# Decoded size of the tiles that are asked for ahead, where that is of use.
+_RUN_BYTES = 64 << 20
 
 # Patch pixels that are averaged together (12 bytes each).
 _CANVAS_PIXELS = 2 << 20
@@ -62,10 +62,10 @@ class _Canvas:
             request.left = round((request.box.left - box.left) / box.step_x)
             request.top = round((request.box.top - box.top) / box.step_y)
 
-    def begin(self, patches: Patches, background: tuple[int, ...]) -> None:
-        """Make what collects the tiles; it takes memory from the first tile to the last."""
+    def begin(self, patches: Patches, background: tuple[int, ...]) -> Copy | AreaMean:
+        """Return what collects the tiles; it takes memory from the first tile to the last."""
         if self.made is not None:
-            return
+            return self.made
         first = self.requests[0]
         level_size = first.level.width, first.level.height
         if self.box.is_copy:
@@ -73,6 +73,7 @@ class _Canvas:
             self.made = Copy(self.box, level_size, background, patches.pixels[first.index], valid)
         else:
             self.made = AreaMean(self.box, self.size, level_size, background, patches.valid is not None)
+        return self.made
 
     def finish(self, patches: Patches) -> None:
         """Cut the patches out."""
@@ -121,12 +122,6 @@ class Batch:
         if run:
             yield run
 
-    def begin(self, run: Sequence[Planned]) -> None:
-        """Make ready what the run's tiles go to."""
-        for planned in run:
-            for canvas in self.plan[planned]:
-                canvas.begin(self._patches, self._background)
-
     def deliver(self, planned: Planned, tile: Tile | PyramidError | None) -> None:
         """Put a tile where it is wanted, or note why it is missing; None is an empty one."""
         (_, column, row), shrink = planned
@@ -138,8 +133,8 @@ class Batch:
             at = Place(*level.tile_at(column, row))
             pixels, valid = (None, None) if tile is None else tile
             for canvas in touching:
-                if canvas.made is not None:
-                    canvas.made.add(pixels, valid, at, shrink)
+                made = canvas.made or self._begun(canvas)
+                made.add(pixels, valid, at, shrink)
         done = []
         with self._lock:
             for canvas in touching:
@@ -148,6 +143,10 @@ class Batch:
                     done.append(canvas)
         for canvas in done:
             canvas.finish(self._patches)
+
+    def _begun(self, canvas: _Canvas) -> Copy | AreaMean:
+        with self._lock:
+            return canvas.begin(self._patches, self._background)
 
     def _note(self, error: PyramidError, touching: list[_Canvas], column: int, row: int) -> None:
         for canvas in touching:

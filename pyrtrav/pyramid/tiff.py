@@ -31,9 +31,6 @@ from pyrtrav.pyramid.tiles import Key, Level, RawTile
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 logging.getLogger("tifffile").propagate = False
 
-# Stored bytes beyond the decoded tile's that are believed: no codec doubles a tile.
-_SLACK_BYTES = 1 << 20
-
 
 class TiffPyramid(Pyramid):
     """A TIFF file."""
@@ -119,7 +116,7 @@ class TiffPyramid(Pyramid):
             directory = self._directories[level]
             for plane in self._planes:
                 with suppress(ValueError):  # damage is told where the tile is decoded
-                    spans += [span for span in directory.spans(plane, column, row) if span[1] <= _limit(directory)]
+                    spans += [span for span in directory.spans(plane, column, row) if span[1] <= directory.limit]
         self._source.prefetch(spans)
 
     def _most_shrink(self, level: int) -> int:
@@ -127,13 +124,17 @@ class TiffPyramid(Pyramid):
 
     def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile | None:
         directory = self._directories[level]
-        if directory.is_plain_jpeg:
-            return self._decode_jpeg(directory, column, row, shrink)
+        if directory.is_plain_jpeg:  # the usual case, without a detour
+            spans = directory.spans(0, column, row)
+            if not spans:
+                return None
+            data = self._read_bytes(*spans[0], directory.limit)
+            return RawTile(self._decode_plane(directory, 0, data, (column, row), shrink), len(data))
         stored, decoded = 0, {}
         for plane in self._planes:
             spans = directory.spans(plane, column, row)
             if spans:
-                parts = [self._read_bytes(offset, count, _limit(directory)) for offset, count in spans]
+                parts = [self._read_bytes(offset, count, directory.limit) for offset, count in spans]
                 data = parts[0] if len(parts) == 1 else b"".join(parts)
                 decoded[plane] = self._decode_plane(directory, plane, data, (column, row))
                 stored += len(data)
@@ -145,14 +146,6 @@ class TiffPyramid(Pyramid):
             for plane, values in decoded.items():
                 samples[..., plane] = values[..., 0]
         return RawTile(natural_colors(samples, directory.pages[0], directory.colormap), stored)
-
-    def _decode_jpeg(self, directory: Directory, column: int, row: int, shrink: int) -> RawTile | None:
-        """The usual case, without a detour."""
-        spans = directory.spans(0, column, row)
-        if not spans:
-            return None
-        data = self._read_bytes(*spans[0], _limit(directory))
-        return RawTile(self._decode_plane(directory, 0, data, (column, row), shrink), len(data))
 
     def _decode_plane(
         self, directory: Directory, plane: int, data: bytes, place: tuple[int, int], shrink: int = 1
@@ -191,8 +184,3 @@ class TiffPyramid(Pyramid):
         if len(data) != count:
             raise OSError(f"only {len(data)} of its {count} bytes could be read")
         return data
-
-
-def _limit(directory: Directory) -> int:
-    """Stored bytes of a tile that are believed."""
-    return 2 * directory.tile_bytes + _SLACK_BYTES

@@ -41,6 +41,7 @@ BARE_TILE = 256
 """Side of the tiles that uncompressed strips are read in."""
 
 _UNCOMPRESSED = 1
+_SLACK_BYTES = 1 << 20
 _WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323
 _STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS = 273, 279, 324, 325
 # Types of tags that are whole numbers.
@@ -73,10 +74,13 @@ class Directory:
     strip_rows: int | None
     """Rows of a strip, where its pixels lie bare in the file: then tiles are cut out of the strips."""
 
+    is_plain_jpeg: bool
+    """Whether one JPEG stream is a tile, and its samples are the image's."""
+
     @property
-    def is_plain_jpeg(self) -> bool:
-        """Whether one JPEG stream is a tile, and its samples are the image's."""
-        return self.jpeg is not None and self.jpeg.is_plain and len(self.pages) == 1
+    def limit(self) -> int:
+        """Stored bytes of a tile that are believed: no codec doubles one."""
+        return 2 * self.tile_bytes + _SLACK_BYTES
 
     def spans(self, plane: int, column: int, row: int) -> list[Span]:
         """Where a tile's bytes lie; nowhere where the tile is declared empty.
@@ -223,6 +227,7 @@ def _directory(path: str, pages: tuple[Any, ...]) -> Directory:
     if tile_width * tile_height > MAX_TILE_PIXELS or tile_bytes > MAX_TILE_BYTES:
         raise _too_large(path, "tiles" if page.is_tiled else "strips", tile_width, tile_height)
     planes = int(page.samplesperpixel) if page.planarconfig == 2 else 1
+    jpeg = jpeg_tiles(page)
     offsets = [_table(path, each, (_TILE_OFFSETS, _STRIP_OFFSETS), stored * planes) for each in pages]
     counts = [_table(path, each, (_TILE_COUNTS, _STRIP_COUNTS), stored * planes) for each in pages]
     for each in pages:
@@ -238,8 +243,9 @@ def _directory(path: str, pages: tuple[Any, ...]) -> Directory:
         tile_height,
         tile_bytes,
         _colormap(page),
-        jpeg_tiles(page),
+        jpeg,
         strip_rows,
+        jpeg is not None and jpeg.is_plain and planes * len(pages) == 1,
     )
 
 
