@@ -57,14 +57,17 @@ class Limit:
         for column, row in self.tiles_of(window):
             self._paste(self.decode(column, row, slab), column, row, window, out)
 
-    def read_once(self, windows: Sequence[Window], out: Pixels) -> None:
-        """Decode each distinct tile of all windows once, and copy it into every window that it touches."""
+    def read_once(self, windows: Sequence[Window], out: Pixels, first: int = 0, step: int = 1) -> None:
+        """Decode each distinct tile of all windows once, and copy it into every window that it touches.
+
+        Of the tiles every ``step``-th from ``first`` on: several threads share the work.
+        """
         where: dict[tuple[int, int], list[int]] = {}
         for number, window in enumerate(windows):
             for tile in self.tiles_of(window):
                 where.setdefault(tile, []).append(number)
         slab = self._slabs(1)[0]
-        for (column, row), numbers in where.items():
+        for (column, row), numbers in list(where.items())[first::step]:
             pixels = self.decode(column, row, slab)
             for number in numbers:
                 self._paste(pixels, column, row, windows[number], out[number])

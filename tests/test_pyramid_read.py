@@ -20,9 +20,9 @@ from pyrtrav.pyramid.array import ArrayPyramid
 from pyrtrav.pyramid.base import Pyramid, shared_cache
 from pyrtrav.pyramid.cache import TileCache, default_cache_bytes
 from pyrtrav.pyramid.pixels import Samples
-from pyrtrav.pyramid.resample import AreaMean, Box, Place
+from pyrtrav.pyramid.resample import AreaMean, Box
 from pyrtrav.pyramid.threads import decode_threads
-from pyrtrav.pyramid.tiles import Level, RawTile, plausible_mpp
+from pyrtrav.pyramid.tiles import Level, Place, RawTile, plausible_mpp
 from tests.contracts.pyramid import WHITE, picture, slow_read
 
 PIXELS = picture(90, 130)

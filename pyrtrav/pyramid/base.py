@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count as numbers
 from threading import RLock
 from typing import Any, ClassVar, Self
 
@@ -44,6 +45,10 @@ MAX_WINDOW_PIXELS = 16 << 20
 """Levels larger than this are not read whole to find a display range."""
 
 _CACHE: TileCache[Tile] = TileCache(default_cache_bytes())
+_NUMBERS = numbers()
+_TOKENS: dict[tuple[Hashable, ...], int] = {}
+"""A number for every file as it was opened: half of a tile's key in the cache."""
+
 _HANDLES = Handles(default_limit())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_CACHE.after_fork)
@@ -126,6 +131,9 @@ class Pyramid(ABC):
         """RGB outside the image: the file's own, else white."""
         return 255, 255, 255
 
+    prefetches: bool = False
+    """Whether it is of use to know which tiles will be decoded next: where each would be asked for alone, slowly."""
+
     def _prefetch(self, keys: Sequence[Key]) -> None:  # noqa: B027 (of use to slow sources only)
         """Say which tiles will be decoded next, so that they can be fetched together."""
 
@@ -150,7 +158,8 @@ class Pyramid(ABC):
             self.mpp = self._options["mpp"]
         # Keyed by identity, so that a file replaced under the same name finds no old tiles.
         self._parked = False
-        self._token = (self.path, self._identity, self.backend, tuple(map(str, self._options.values())))
+        named = self.path, self._identity, self.backend, tuple(map(str, self._options.values()))
+        self._token = _TOKENS.setdefault(named, next(_NUMBERS))
 
     def _file_identity(self) -> tuple[Hashable, ...]:
         return identity(self.path)
@@ -244,12 +253,11 @@ class Pyramid(ABC):
     def level_for(self, region: Region, size: tuple[int, int]) -> Level:
         """Return the coarsest level that gives the region at ``size`` (width, height) without upsampling."""
         wanted_x, wanted_y = region.width / size[0], region.height / size[1]
-        fine_enough = [
-            level
-            for level in self.levels
-            if level.downsample_x <= wanted_x * (1 + 1e-9) and level.downsample_y <= wanted_y * (1 + 1e-9)
-        ]
-        return fine_enough[-1] if fine_enough else self.levels[0]
+        wanted_x, wanted_y = wanted_x * (1 + 1e-9), wanted_y * (1 + 1e-9)
+        for level in reversed(self.levels):
+            if level.downsample_x <= wanted_x and level.downsample_y <= wanted_y:
+                return level
+        return self.levels[0]
 
     def read(self, region: Region, size: int | tuple[int, int], *, mask: bool = False) -> Tile:
         """Return one patch: the area-weighted mean over the region, outside the image background.
@@ -299,7 +307,8 @@ class Pyramid(ABC):
             except RegionError as error:
                 raise RegionError(f"{self.path}: {error}") from None
             for run in batch.runs(self.levels):
-                self._prefetch([key for key, shrink in run if not self._is_cached(key, shrink)])
+                if self.prefetches:
+                    self._prefetch([key for key, shrink in run if not self._is_cached(key, shrink)])
                 self._deliver(batch, run)
         return patches
 
@@ -324,7 +333,9 @@ class Pyramid(ABC):
                 helper.result()
 
     def _request(self, index: int, region: Region, size: tuple[int, int]) -> Request:
-        if not (region.width > 0 and region.height > 0 and all(map(math.isfinite, region.as_tuple()))):
+        x, y, region_width, region_height = region.as_tuple()
+        has_area = 0 < region_width < math.inf and 0 < region_height < math.inf
+        if not (has_area and math.isfinite(x) and math.isfinite(y)):
             raise RegionError(f"{self.path}: cannot read {region}: it has no area or is not finite")
         level = self.level_for(region, size)
         box = box_of(region, size, level, (self.width, self.height))

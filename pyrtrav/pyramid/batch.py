@@ -9,7 +9,7 @@ from threading import Lock
 
 from pyrtrav.errors import PyramidError, RegionError
 from pyrtrav.geometry import Region
-from pyrtrav.pyramid.resample import AreaMean, Box, Copy, Place
+from pyrtrav.pyramid.resample import AreaMean, Box, Copy
 from pyrtrav.pyramid.tiles import Key, Level, Patches, Tile
 
 MAX_TILES = 1 << 20
@@ -56,9 +56,10 @@ class _Canvas:
 
     def __init__(self, requests: list[Request], box: Box, size: tuple[int, int]) -> None:
         self.requests, self.box, self.size = requests, box, size
+        self.is_copy = box.is_copy
         self.waits_for = 0
         self.made: Copy | AreaMean | None = None
-        for request in requests:
+        for request in () if self.is_copy else requests:
             request.left = round((request.box.left - box.left) / box.step_x)
             request.top = round((request.box.top - box.top) / box.step_y)
 
@@ -68,7 +69,7 @@ class _Canvas:
             return self.made
         first = self.requests[0]
         level_size = first.level.width, first.level.height
-        if self.box.is_copy:
+        if self.is_copy:
             valid = None if patches.valid is None else patches.valid[first.index]
             self.made = Copy(self.box, level_size, background, patches.pixels[first.index], valid)
         else:
@@ -130,23 +131,24 @@ class Batch:
         if isinstance(tile, PyramidError):
             self._note(tile, touching, column, row)
         else:
-            at = Place(*level.tile_at(column, row))
+            at = level.tile_at(column, row)
             pixels, valid = (None, None) if tile is None else tile
             for canvas in touching:
                 made = canvas.made or self._begun(canvas)
                 made.add(pixels, valid, at, shrink)
-        done = []
-        with self._lock:
-            for canvas in touching:
-                canvas.waits_for -= 1
-                if canvas.waits_for == 0:
-                    done.append(canvas)
-        for canvas in done:
-            canvas.finish(self._patches)
+        for canvas in touching:
+            if not canvas.is_copy and self._is_last(canvas):
+                canvas.finish(self._patches)
 
     def _begun(self, canvas: _Canvas) -> Copy | AreaMean:
         with self._lock:
             return canvas.begin(self._patches, self._background)
+
+    def _is_last(self, canvas: _Canvas) -> bool:
+        """Count a tile that came; copies are in place with each."""
+        with self._lock:
+            canvas.waits_for -= 1
+            return canvas.waits_for == 0
 
     def _note(self, error: PyramidError, touching: list[_Canvas], column: int, row: int) -> None:
         for canvas in touching:

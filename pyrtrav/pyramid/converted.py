@@ -23,7 +23,7 @@ from pyrtrav.pyramid.limits import cache_dir_bytes
 from pyrtrav.pyramid.pixels import Samples
 from pyrtrav.pyramid.source import identity
 from pyrtrav.pyramid.tiff import TiffPyramid
-from pyrtrav.pyramid.tiles import Key, Level, RawTile
+from pyrtrav.pyramid.tiles import Level, RawTile
 from pyrtrav.pyramid.vips import TILE, tiled_sizes, write_pyramid_apart
 
 VERSION = 1
@@ -84,11 +84,6 @@ class Conversion:
             if error.path != self._path:
                 reason = f"its converted pyramid is damaged, delete {self.file} ({reason})"
             raise CorruptImageError(self._path, reason, level=level, column=column, row=row) from error
-
-    def prefetch(self, keys: Sequence[Key]) -> None:
-        """Say what will be read next."""
-        if self._pyramid is not None:
-            self._pyramid._prefetch(keys)
 
     def close(self) -> None:
         """Give back the file handle; the converted pyramid stays."""

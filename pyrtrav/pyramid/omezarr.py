@@ -85,6 +85,7 @@ class OmeZarrPyramid(Pyramid):
         """Of a folder also what lies directly in it: chunks are not looked at, metadata and levels are."""
         if is_url(self.path):
             # Opened here: the metadata at its root say which image it is.
+            self.prefetches = True
             self._store = remote = RemoteStore(self.path, self.cost)
             return remote.identity
         identity = super()._file_identity()

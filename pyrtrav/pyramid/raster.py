@@ -12,7 +12,7 @@ Simplified: the first frame only; EXIF orientation is applied, so that sizes are
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from threading import Lock
 from typing import Any, ClassVar
 
@@ -90,10 +90,6 @@ class RasterPyramid(Pyramid):
 
     def _is_whole(self, level: int) -> bool:
         return self._whole is not None and level >= self._whole
-
-    def _prefetch(self, keys: Sequence[Key]) -> None:
-        if self._conversion is not None:
-            self._conversion.prefetch([key for key in keys if not self._is_whole(key[0])])
 
     def _tile(self, key: Key, shrink: int = 1) -> Tile | None:
         if not self._is_whole(key[0]):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pyrtrav.errors import RegionError
 from pyrtrav.pyramid import buffers
+from pyrtrav.pyramid.tiles import Place
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -68,15 +69,6 @@ class Box(NamedTuple):
 def _edges(start: float, step: float, count: int, unit: int) -> Edges:
     edges: Edges = np.rint((start + step * np.arange(count + 1)) * unit).astype(np.int64)
     return edges
-
-
-class Place(NamedTuple):
-    """Where a tile lies in its level, cut to the image."""
-
-    x: int
-    y: int
-    width: int
-    height: int
 
 
 class Copy:

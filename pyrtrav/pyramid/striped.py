@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import ClassVar
 
 from pyrtrav.geometry import Region
@@ -10,7 +10,7 @@ from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.pyramid.converted import Conversion, tiled_levels
 from pyrtrav.pyramid.limits import whole_pixels
 from pyrtrav.pyramid.tiff import TiffPyramid
-from pyrtrav.pyramid.tiles import Key, RawTile
+from pyrtrav.pyramid.tiles import RawTile
 from pyrtrav.pyramid.vips import converted_samples
 
 
@@ -37,9 +37,6 @@ class StripedTiffPyramid(Pyramid):
         self.bounds = Region(0, 0, width, height)
         self._conversion = Conversion(self.path, self.levels, self.samples)
         self.properties = {**properties, "converted": str(self._conversion)}
-
-    def _prefetch(self, keys: Sequence[Key]) -> None:
-        self._conversion.prefetch(keys)
 
     def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile | None:
         return self._conversion.tile(level, column, row)

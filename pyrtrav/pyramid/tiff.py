@@ -42,6 +42,7 @@ class TiffPyramid(Pyramid):
         if not is_url(self.path):
             return super()._file_identity()
         # Opened here: the first answer says which file it is.
+        self.prefetches = True
         self._source = remote = RemoteFile(self.path, self.cost)
         return remote.identity
 
@@ -109,8 +110,7 @@ class TiffPyramid(Pyramid):
             source.close()
 
     def _prefetch(self, keys: Sequence[Key]) -> None:
-        if self._source is None or not is_url(self.path):
-            return  # a disk needs no notice
+        assert self._source is not None  # open while it is read
         spans: list[Span] = []
         for level, column, row in keys:
             directory = self._directories[level]
@@ -124,12 +124,16 @@ class TiffPyramid(Pyramid):
 
     def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile | None:
         directory = self._directories[level]
-        if directory.is_plain_jpeg:  # the usual case, without a detour
-            spans = directory.spans(0, column, row)
-            if not spans:
+        if directory.jpeg is not None and directory.is_plain_jpeg:  # the usual case, without a detour
+            index = row * directory.columns + column
+            offset, length = directory.offsets.item(index), directory.counts.item(index)
+            if not offset or not length:
                 return None
-            data = self._read_bytes(*spans[0], directory.limit)
-            return RawTile(self._decode_plane(directory, 0, data, (column, row), shrink), len(data))
+            data = self._read_bytes(offset, length, directory.limit)
+            size = directory.tile_width, directory.tile_height
+            samples = directory.jpeg.decode(data, size, shrink)
+            self._check_size(directory, samples, column, row, shrink)
+            return RawTile(samples, length)
         stored, decoded = 0, {}
         for plane in self._planes:
             spans = directory.spans(plane, column, row)
@@ -147,25 +151,29 @@ class TiffPyramid(Pyramid):
                 samples[..., plane] = values[..., 0]
         return RawTile(natural_colors(samples, directory.pages[0], directory.colormap), stored)
 
-    def _decode_plane(
-        self, directory: Directory, plane: int, data: bytes, place: tuple[int, int], shrink: int = 1
-    ) -> NDArray[Any]:
+    def _decode_plane(self, directory: Directory, plane: int, data: bytes, place: tuple[int, int]) -> NDArray[Any]:
         size = directory.tile_width, directory.tile_height
         column, row = place
         if directory.strip_rows is not None:
             return self._bare_samples(directory, data, column)
         if directory.jpeg is not None:
-            samples: NDArray[Any] = directory.jpeg.decode(data, size, shrink)
+            samples: NDArray[Any] = directory.jpeg.decode(data, size)
         else:
             columns = -(-directory.width // size[0])
             samples = decode_segment(directory.pages[plane], data, row * columns + column, size)
-        height, width = samples.shape[:2]
-        needed = min(size[0], directory.width - column * size[0]), min(size[1], directory.height - row * size[1])
-        if width * shrink < needed[0] or height * shrink < needed[1]:
-            raise ValueError(
-                f"the tile is {width * shrink} x {height * shrink} pixels, but {size[0]} x {size[1]} are declared"
-            )
+        self._check_size(directory, samples, column, row)
         return samples
+
+    def _check_size(self, directory: Directory, samples: NDArray[Any], column: int, row: int, shrink: int = 1) -> None:
+        """Tiles may end where the image ends, and not before."""
+        size = directory.tile_width, directory.tile_height
+        height, width = samples.shape[0] * shrink, samples.shape[1] * shrink
+        if width >= size[0] and height >= size[1]:
+            return
+        if width < min(size[0], directory.width - column * size[0]) or height < min(
+            size[1], directory.height - row * size[1]
+        ):
+            raise ValueError(f"the tile is {width} x {height} pixels, but {size[0]} x {size[1]} are declared")
 
     def _bare_samples(self, directory: Directory, data: bytes, column: int) -> NDArray[Any]:
         page = directory.pages[0]

@@ -59,8 +59,8 @@ class Directory:
 
     pages: tuple[Any, ...]
     """tifffile's, one for each plane."""
-    offsets: NDArray[np.uint64]
-    counts: NDArray[np.uint64]
+    offsets: NDArray[np.unsignedinteger[Any]]
+    counts: NDArray[np.unsignedinteger[Any]]
     """Both (planes, tiles or strips); samples that are stored together are one plane."""
     width: int
     height: int
@@ -78,6 +78,10 @@ class Directory:
     """Whether one JPEG stream is a tile, and its samples are the image's."""
 
     @property
+    def columns(self) -> int:
+        return -(-self.width // self.tile_width)
+
+    @property
     def limit(self) -> int:
         """Stored bytes of a tile that are believed: no codec doubles one."""
         return 2 * self.tile_bytes + _SLACK_BYTES
@@ -89,7 +93,7 @@ class Directory:
             ValueError: a strip is shorter than its rows.
         """
         if self.strip_rows is None:
-            index = row * -(-self.width // self.tile_width) + column
+            index = row * self.columns + column
             offset, count = int(self.offsets[plane, index]), int(self.counts[plane, index])
             return [(offset, count)] if offset and count else []
         rows = range(row * self.tile_height, min((row + 1) * self.tile_height, self.height))
@@ -235,8 +239,8 @@ def _directory(path: str, pages: tuple[Any, ...]) -> Directory:
         each.tags.valueof(LERC_PARAMETERS)  # read now, while the file is open
     return Directory(
         tuple(page for page in pages for _ in range(planes)),
-        np.concatenate(offsets).reshape(-1, stored),
-        np.concatenate(counts).reshape(-1, stored),
+        _together(offsets).reshape(-1, stored),
+        _together(counts).reshape(-1, stored),
         width,
         height,
         tile_width,
@@ -266,7 +270,7 @@ def _check_supported(path: str, page: Any) -> None:
         raise UnsupportedFormatError(f"{path}: volumes (ImageDepth {page.imagedepth}) are not supported")
 
 
-def _table(path: str, page: Any, codes: tuple[int, int], needed: int) -> NDArray[np.uint64]:
+def _table(path: str, page: Any, codes: tuple[int, int], needed: int) -> NDArray[np.unsignedinteger[Any]]:
     """The first ``needed`` entries of a table, under the one of two tags that the page has."""
     tag = page.tags.get(codes[0]) or page.tags.get(codes[1])
     listed = 0 if tag is None else int(tag.count)
@@ -278,7 +282,11 @@ def _table(path: str, page: Any, codes: tuple[int, int], needed: int) -> NDArray
     table = np.frombuffer(handle.read(needed * dtype.itemsize), dtype)
     if table.size < needed:
         raise CorruptImageError(path, f"the file ends within its table of {needed:,} tiles; it may be truncated")
-    return table.astype(np.uint64)
+    return table.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _together(tables: list[NDArray[Any]]) -> NDArray[Any]:
+    return tables[0] if len(tables) == 1 else np.concatenate(tables)
 
 
 def _forget_tables(page: Any) -> None:

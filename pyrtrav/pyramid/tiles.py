@@ -23,6 +23,15 @@ Key = tuple[int, int, int]
 """Level, column, row."""
 
 
+class Place(NamedTuple):
+    """Where a tile lies in its level, cut to the image."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
 @dataclass(frozen=True, slots=True)
 class Level:
     """One stored resolution; ``tile_width`` and ``tile_height`` are the file's storage unit in its pixels."""
@@ -43,10 +52,10 @@ class Level:
     def rows(self) -> int:
         return -(-self.height // self.tile_height)
 
-    def tile_at(self, column: int, row: int) -> tuple[int, int, int, int]:
-        """Return x, y, width and height of a tile, cut to the image."""
+    def tile_at(self, column: int, row: int) -> Place:
+        """Return where a tile lies."""
         x, y = column * self.tile_width, row * self.tile_height
-        return x, y, min(self.tile_width, self.width - x), min(self.tile_height, self.height - y)
+        return Place(x, y, min(self.tile_width, self.width - x), min(self.tile_height, self.height - y))
 
 
 class Tile(NamedTuple):
