@@ -28,6 +28,9 @@ core (or two); rounds, their order rotated: {rounds}. Shown are medians; ratios 
 "By CPU time" is the same ratio in windows per second of the processor's time, which is less disturbed by whatever else
 runs. The last column is the largest difference of any pixel from the limit's.
 
+The first five goals are measured apart, turn by turn in one process (`benchmarks/reader_pairs.py`): the limit and
+`read_many`, on one thread and on two, each time 64 other windows of the same kind; medians of the ratios.
+
 `read` asks for one window at a time, `read_many` for 64; both without a cache of decoded tiles except where it says
 *cache* (our default, 256 MiB). Peers have their defaults, and read one window at a time, as their users do.
 """
