@@ -1,11 +1,12 @@
 """What does a whole traversal cost beside decoding its tiles and encoding its patches, each alone?
 
-    python -m benchmarks.traversal --out runs/traversal [--side 100000] [--threads 2]
+    python -m benchmarks.traversal --out runs/traversal [--side 100000] [--threads 2] [--base 224]
 
-Writes a slide (see ``make_slide``) and looks at it 64 times with the shipped model, at the default cache, from an
-empty one. Then, in the same run: the same tiles, each read and decoded once, and the same patches, encoded in one
-batch. Rounds are interleaved; shown are medians. With ``strace`` installed the kernel counts the bytes that a
-traversal reads by position; they must be those of its tiles.
+Writes a slide (see ``make_slide``) and looks at it 64 times with the shipped model (patches of 64 px), or with an
+untrained one of larger patches, at the default cache, from an empty one. Then, in the same run: the same tiles, each
+read and decoded once, and the same patches, encoded in one batch. Rounds are interleaved; shown are medians. With
+``strace`` installed the kernel counts the bytes that a traversal reads from the slide by position; they must be those
+of its tiles.
 """
 
 from __future__ import annotations
@@ -29,16 +30,21 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.make_slide import write_slide
+from pyrtrav.geometry import Region
+from pyrtrav.pyramid import Pyramid, open_pyramid
+from pyrtrav.pyramid.base import shared_cache
+from pyrtrav.pyramid.batch import box_of, tile_range
 
 FIXATIONS = 64
 GOAL = 1.25
 
 
-def count_bytes(slide: Path) -> tuple[int, int]:
+def count_bytes(slide: Path, base: int | None) -> tuple[int, int]:
     """Return the bytes read by position in a traversal, as the kernel counts them and as the ledger does."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         command = [sys.executable, "-m", "benchmarks.traversal", "--look", str(slide)]
+        command += ["--base", str(base)] if base else []
         traced = ["strace", "-f", "-P", str(slide.resolve()), "-e", "trace=pread64", "-o", str(log), *command]
         said = subprocess.run(traced, check=True, capture_output=True, text=True).stdout
         calls = re.findall(r"pread64\(\d+.*\) = (\d+)", log.read_text())
@@ -49,26 +55,35 @@ def count_bytes(slide: Path) -> tuple[int, int]:
 class Bench:
     """One slide and the shipped model."""
 
-    def __init__(self, slide: Path, threads: int) -> None:
+    def __init__(self, slide: Path, threads: int, base: int | None) -> None:
         os.environ["PYRTRAV_THREADS"] = str(threads)
         import torch
 
+        from pyrtrav.encoders import build_encoder
+        from pyrtrav.methods.topdown import TopDown, TopDownConfig
         from pyrtrav.predict import Predictor
 
         torch.set_num_threads(threads)
         self.torch, self.threads, self.slide = torch, threads, slide
-        self.predictor = Predictor(device="cpu")
-        self.settings = self.predictor.settings(budget=FIXATIONS, depth=20)
+        predictor = Predictor(device="cpu")
+        self.settings = predictor.settings(budget=FIXATIONS, depth=20)
+        self.model: Any = predictor.model
+        if base is not None:
+            torch.manual_seed(0)
+            encoder = build_encoder("residual", channels=3, base_resolution=base)
+            self.model = TopDown(TopDownConfig(), encoder, 2).eval()
+        self.base = int(self.model.encoder.base_resolution)
+
+    def open(self) -> Pyramid:
+        return open_pyramid(self.slide, channels=3)
 
     def look(self) -> dict[str, Any]:
         """Open the slide and traverse it, with nothing in the cache."""
-        from pyrtrav.pyramid.base import shared_cache
-
         shared_cache().clear()
         begun = time.perf_counter()
-        with self.predictor.open(self.slide) as pyramid, self.torch.inference_mode():
+        with self.open() as pyramid, self.torch.inference_mode():
             opened = time.perf_counter()
-            trace = self.predictor.model.look([pyramid], self.settings, None)
+            trace = self.model.look([pyramid], self.settings, None)
             ended = time.perf_counter()
             return {
                 "open": opened - begun,
@@ -88,12 +103,9 @@ class Bench:
         import simplejpeg
         import tifffile
 
-        from pyrtrav.geometry import Region
-        from pyrtrav.pyramid.batch import box_of, tile_range
-
-        base = self.predictor.model.encoder.base_resolution
+        base = self.base
         wanted = set()
-        with self.predictor.open(self.slide) as pyramid:
+        with self.open() as pyramid:
             for row in regions:
                 region = Region(*row)
                 level = pyramid.level_for(region, (base, base))
@@ -127,11 +139,10 @@ class Bench:
 
     def patch_encoder(self, regions: list[list[float]]) -> Callable[[], None]:
         """Return what encodes the patches of the regions in one batch."""
-        from pyrtrav.geometry import Region
 
-        encoder = self.predictor.model.encoder
-        with self.predictor.open(self.slide) as pyramid:
-            read = pyramid.read_many([Region(*row) for row in regions], encoder.base_resolution)
+        encoder = self.model.encoder
+        with self.open() as pyramid:
+            read = pyramid.read_many([Region(*row) for row in regions], self.base)
         patches = self.torch.from_numpy(read.pixels).permute(0, 3, 1, 2)
 
         def encode() -> None:
@@ -179,10 +190,11 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=100_000)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--base", type=int, help="side of an untrained model's patches, instead of the shipped one's")
     parser.add_argument("--look", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.look:
-        said = Bench(asked.look, asked.threads).look()
+        said = Bench(asked.look, asked.threads, asked.base).look()
         print(json.dumps(said))
         return
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -191,12 +203,12 @@ def main() -> None:
         write_slide(slide, asked.side)
     rows = []
     for threads in sorted({1, asked.threads}):
-        row = measure(Bench(slide, threads), asked.rounds)
+        row = measure(Bench(slide, threads, asked.base), asked.rounds)
         if shutil.which("strace"):
-            row["bytes_by_kernel"], row["bytes_read"] = count_bytes(slide)
+            row["bytes_by_kernel"], row["bytes_read"] = count_bytes(slide, asked.base)
         rows.append(row)
         show(row, Console())
-    (asked.out / "traversal.json").write_text(json.dumps(rows, indent=2))
+    (asked.out / f"traversal-{asked.base or 64}.json").write_text(json.dumps(rows, indent=2))
 
 
 if __name__ == "__main__":

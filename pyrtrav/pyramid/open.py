@@ -50,9 +50,9 @@ def open_pyramid(
         channels: 1 or 3 as the model wants, or the numbers of the stored samples; default 3.
         window: (low, high) samples that become 0 and 255, above 8 bits.
         shrink: let a JPEG decoder halve tiles, once to three times, where a patch is that much coarser than the
-            level. For reading a whole image at one scale: it saves a third to a half of the time there, but pixels
-            differ by 1 to 5 of 255 in the mean, and a traversal, which comes back to the same tiles at the next
-            depth, decodes them twice.
+            level. For reading a whole image at one scale: it saves up to a fifth of the time there, but pixels
+            differ by 1 to 4 of 255 in the mean, and a traversal, which comes back to the same tiles at the next
+            depth, decodes them twice (docs/reading.md).
 
     Raises:
         UnsupportedFormatError: no backend can open it; says what each one said.
