@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pyrtrav.errors import PyramidError, RegionError
+from pyrtrav.errors import CorruptImageError, PyramidError, RegionError
 from pyrtrav.geometry import Grid, Region
 from pyrtrav.pyramid import open_pyramid
 from pyrtrav.pyramid.array import ArrayPyramid
@@ -230,3 +230,33 @@ def test_mpp_is_plausible_or_none(value: object) -> None:
     mpp = plausible_mpp(value)
     assert mpp is None or 0.02 <= mpp <= 50
     assert (plausible_mpp("0,25"), plausible_mpp("1e308"), plausible_mpp("inf")) == (0.25, None, None)
+
+
+@pytest.mark.parametrize("at", [1e9, -1e16, 1e17])
+def test_however_far_outside_is_background(at: float) -> None:
+    patches = TiledArray("memory").read_many([Region(at, -at, 40.5, 40.5), Region(3, 4, 20, 20)], 9, mask=True)
+    assert (patches.pixels[0] == 255).all()
+    assert patches.valid is not None
+    assert not patches.valid[0].any()
+    assert patches.valid[1].all()
+
+
+def test_so_far_outside_that_there_is_no_area() -> None:
+    with pytest.raises(RegionError, match="no area in floating point"):
+        TiledArray("memory").read(Region(1e300, 0, 40, 40), 9)
+
+
+class _Short(TiledArray):
+    """A tile is smaller than it is declared."""
+
+    def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile:
+        raw = super()._decode_tile(level, column, row)
+        return RawTile(raw.samples[:-1], raw.stored_bytes) if (level, column, row) == (0, 1, 1) else raw
+
+
+def test_a_tile_that_is_too_small_is_damage_not_memory() -> None:
+    pyramid = _Short("memory", cache=TileCache(0))
+    for size in (130, 57):
+        with pytest.raises(CorruptImageError, match="column 1, row 1: the tile is 32 x 23 pixels, but 32 x 24 are"):
+            pyramid.read(Region(0, 0, 130, 90), (size, size))
+    assert (pyramid.read(Region(0, 0, 30, 20), 7).pixels >= 0).all()

@@ -339,6 +339,8 @@ class Pyramid(ABC):
             raise RegionError(f"{self.path}: cannot read {region}: it has no area or is not finite")
         level = self.level_for(region, size)
         box = box_of(region, size, level, (self.width, self.height))
+        if not (box.step_x > 0 and box.step_y > 0):
+            raise RegionError(f"{self.path}: cannot read {region}: so far out it has no area in floating point")
         return Request(index, level, box, self._shrink(level, box))
 
     def _shrink(self, level: Level, box: Box) -> int:
@@ -375,8 +377,20 @@ class Pyramid(ABC):
             reason = f"{type(error).__name__}: {str(error)[:200]}"
             raise CorruptImageError(self.path, reason, level=level, column=column, row=row) from error
         if raw is not None:
+            self._check_size(key, shrink, raw.samples)
             self._count(key, raw)
         return raw
+
+    def _check_size(self, key: Key, shrink: int, samples: NDArray[Any]) -> None:
+        """A tile may end where the image ends, and not before: what follows does not look again."""
+        level = self.levels[key[0]]
+        height, width = samples.shape[0] * shrink, samples.shape[1] * shrink
+        if height >= level.tile_height and width >= level.tile_width:
+            return
+        place = level.tile_at(key[1], key[2])
+        if height < place.height or width < place.width:
+            reason = f"the tile is {width} x {height} pixels, but {level.tile_width} x {level.tile_height} are declared"
+            raise CorruptImageError(self.path, reason, level=key[0], column=key[1], row=key[2])
 
     def _count(self, key: Key, raw: RawTile) -> None:
         with self._lock:

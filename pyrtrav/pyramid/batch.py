@@ -104,9 +104,8 @@ class Batch:
             for canvas in touching:
                 canvas.waits_for += 1
         for canvas in canvases:
-            if canvas.waits_for == 0:  # wholly outside the image
-                canvas.begin(patches, background)
-                canvas.finish(patches)
+            if canvas.waits_for == 0:
+                self._leave_empty(canvas)
 
     def runs(self, levels: Sequence[Level]) -> Iterator[list[Planned]]:
         """The planned tiles, in file order, in runs whose decoded size is bounded."""
@@ -139,6 +138,13 @@ class Batch:
         for canvas in touching:
             if not canvas.is_copy and self._is_last(canvas):
                 canvas.finish(self._patches)
+
+    def _leave_empty(self, canvas: _Canvas) -> None:
+        """Wholly outside the image, however far."""
+        for request in canvas.requests:
+            self._patches.pixels[request.index] = self._background
+            if self._patches.valid is not None:
+                self._patches.valid[request.index] = False
 
     def _begun(self, canvas: _Canvas) -> Copy | AreaMean:
         with self._lock:

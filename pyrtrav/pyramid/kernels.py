@@ -198,4 +198,5 @@ def box_means(
     for i in range(len(heights)):
         height = np.float64(heights[i])
         for k in range(len(sides)):
-            means[i, k] = np.uint8(np.rint(sums[i, k] / (height * sides[k])))
+            # A side may round to nothing where one step is a million times the other.
+            means[i, k] = np.uint8(np.rint(sums[i, k] / max(height * sides[k], 1.0)))

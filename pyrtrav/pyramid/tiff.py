@@ -131,9 +131,7 @@ class TiffPyramid(Pyramid):
                 return None
             data = self._read_bytes(offset, length, directory.limit)
             size = directory.tile_width, directory.tile_height
-            samples = directory.jpeg.decode(data, size, shrink)
-            self._check_size(directory, samples, column, row, shrink)
-            return RawTile(samples, length)
+            return RawTile(directory.jpeg.decode(data, size, shrink), length)
         stored, decoded = 0, {}
         for plane in self._planes:
             spans = directory.spans(plane, column, row)
@@ -157,23 +155,8 @@ class TiffPyramid(Pyramid):
         if directory.strip_rows is not None:
             return self._bare_samples(directory, data, column)
         if directory.jpeg is not None:
-            samples: NDArray[Any] = directory.jpeg.decode(data, size)
-        else:
-            columns = -(-directory.width // size[0])
-            samples = decode_segment(directory.pages[plane], data, row * columns + column, size)
-        self._check_size(directory, samples, column, row)
-        return samples
-
-    def _check_size(self, directory: Directory, samples: NDArray[Any], column: int, row: int, shrink: int = 1) -> None:
-        """Tiles may end where the image ends, and not before."""
-        size = directory.tile_width, directory.tile_height
-        height, width = samples.shape[0] * shrink, samples.shape[1] * shrink
-        if width >= size[0] and height >= size[1]:
-            return
-        if width < min(size[0], directory.width - column * size[0]) or height < min(
-            size[1], directory.height - row * size[1]
-        ):
-            raise ValueError(f"the tile is {width} x {height} pixels, but {size[0]} x {size[1]} are declared")
+            return directory.jpeg.decode(data, size)
+        return decode_segment(directory.pages[plane], data, row * directory.columns + column, size)
 
     def _bare_samples(self, directory: Directory, data: bytes, column: int) -> NDArray[Any]:
         page = directory.pages[0]
