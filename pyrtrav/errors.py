@@ -18,6 +18,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 
 class PyrtravError(Exception):
@@ -89,6 +92,15 @@ class ModelFileError(PyrtravError, ValueError):
 
 class TreeError(PyrtravError, ValueError):
     """A parse tree that is not one."""
+
+
+def without_frames(error: E) -> E:
+    """Return the error without the stacks of it and its causes, which would keep alive all that was at work then."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:

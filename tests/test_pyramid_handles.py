@@ -85,6 +85,20 @@ def test_parking_from_many_threads_changes_no_pixel(tmp_path: Path, monkeypatch:
     assert not wrong
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files as Linux lists them")
+def test_what_was_in_use_is_parked_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handles = Handles(2)
+    monkeypatch.setattr("pyrtrav.pyramid.base._HANDLES", handles)
+    before = open_files()
+    pyramids = [open_pyramid(path) for path, _ in write_many(tmp_path, 6)]
+    with pyramids[0]._in_use(), pyramids[1]._in_use(), pyramids[2]._in_use():
+        assert open_files() - before == 3
+    pyramids[5].read(WHOLE, 8)
+    assert open_files() - before <= 2
+    for pyramid in pyramids:
+        pyramid.close()
+
+
 def test_a_parked_image_whose_file_was_replaced_is_not_read(tmp_path: Path) -> None:
     (path, _), (other, _) = write_many(tmp_path, 2)
     with open_pyramid(path) as pyramid:

@@ -629,3 +629,16 @@ def test_zip_files_that_are_none(tmp_path: Path) -> None:
     assert not claims(path)
     with pytest.raises(UnsupportedFormatError, match="no `multiscales` metadata"):
         open_pyramid(path)
+
+
+def test_a_chunk_of_several_planes_and_one_channel_is_no_tile(tmp_path: Path) -> None:
+    colors = np.broadcast_to(np.array([10, 100, 200], np.uint8), (3, 64, 64, 3))
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    group.create_array("0", shape=colors.shape, chunks=(3, 32, 32, 1), dtype="u1")[:] = colors
+    axes = [{"name": name, "type": "channel" if name == "c" else "space"} for name in "zyxc"]
+    scale = [{"type": "scale", "scale": [1, 1, 1, 1]}]
+    group.attrs["multiscales"] = [
+        {"version": "0.4", "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}
+    ]
+    with open_pyramid(tmp_path / "a.zarr") as pyramid:
+        assert (pyramid.read(Region(0, 0, 64, 64), 64).pixels == [10, 100, 200]).all()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
+import weakref
 from collections import OrderedDict
 
 import numpy as np
@@ -13,15 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pyrtrav.errors import CorruptImageError, PyramidError, RegionError
+from pyrtrav.errors import ConfigError, CorruptImageError, PyramidError, RegionError
 from pyrtrav.geometry import Grid, Region
-from pyrtrav.pyramid import open_pyramid
+from pyrtrav.pyramid import limits, open_pyramid
 from pyrtrav.pyramid.array import ArrayPyramid
 from pyrtrav.pyramid.base import Pyramid, shared_cache
-from pyrtrav.pyramid.cache import TileCache, default_cache_bytes
+from pyrtrav.pyramid.cache import TileCache
 from pyrtrav.pyramid.pixels import Samples
 from pyrtrav.pyramid.resample import AreaMean, Box
-from pyrtrav.pyramid.threads import decode_threads
+from pyrtrav.pyramid.threads import decode_pool, decode_threads
 from pyrtrav.pyramid.tiles import Level, Place, RawTile, plausible_mpp
 from tests.contracts.pyramid import WHITE, picture, slow_read
 
@@ -121,7 +123,7 @@ def test_sums_are_exact_at_any_scale(step: float) -> None:
     mean = AreaMean(Box(-1.3, -0.7, step, step), (7, 5), (300, 300), (255, 255, 255), mask=True)
     mean.add(white, None, Place(0, 0, 300, 300))
     assert (mean.result() == 255).all()
-    assert mean.unit * step > 1000 or mean.unit == 1 << 12, "edges finer than 1/1000 of a patch pixel"
+    assert mean.unit * step > 1000 or mean.unit == 1 << 30, "edges finer than 1/1000 of a patch pixel"
 
 
 def test_float_noise_decodes_no_other_tile() -> None:
@@ -221,7 +223,15 @@ def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYRTRAV_THREADS")
     assert decode_threads() >= 1
     monkeypatch.setenv("PYRTRAV_CACHE_BYTES", "12345")
-    assert default_cache_bytes() == 12345
+    assert limits.cache_bytes() == 12345
+    for name, asked in (
+        ("THREADS", limits.threads),
+        ("CACHE_BYTES", limits.cache_bytes),
+        ("OPEN_IMAGES", limits.open_images),
+    ):
+        monkeypatch.setenv(f"PYRTRAV_{name}", "lots")
+        with pytest.raises(ConfigError, match=f"PYRTRAV_{name} is a whole number"):
+            asked()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
@@ -260,3 +270,35 @@ def test_a_tile_that_is_too_small_is_damage_not_memory() -> None:
         with pytest.raises(CorruptImageError, match="column 1, row 1: the tile is 32 x 23 pixels, but 32 x 24 are"):
             pyramid.read(Region(0, 0, 130, 90), (size, size))
     assert (pyramid.read(Region(0, 0, 30, 20), 7).pixels >= 0).all()
+
+
+@pytest.mark.parametrize("size", [(0.05, 0.05), (1e-5, 1e-5), (0.001, 60)])
+def test_however_magnified_a_pixel_stays_what_it_is(size: tuple[float, float]) -> None:
+    pixels = ArrayPyramid(np.full((90, 90, 3), 200, np.uint8)).read(Region(3.3, 4.4, *size), 64).pixels
+    assert (pixels == 200).all()
+
+
+def test_a_busy_pool_holds_no_read_up() -> None:
+    gate = threading.Event()
+    waiting = [decode_pool().submit(gate.wait, 20) for _ in range(4 * decode_threads())]
+    try:
+        pyramid = TiledArray("memory", cache=TileCache(0))
+        np.testing.assert_array_equal(pyramid.read(Region(0, 0, 130, 90), (130, 90)).pixels, PIXELS)
+        assert not all(future.done() for future in waiting)
+    finally:
+        gate.set()
+
+
+class _Damaged(TiledArray):
+    def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile:
+        raise ValueError("damaged")
+
+
+def test_an_error_keeps_nothing_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYRTRAV_THREADS", "1")  # other threads let go in their own time
+    pyramid = _Damaged("memory")
+    known = weakref.ref(pyramid)
+    errors = pyramid.read_many([Region(0, 0, 130, 90)], 50).errors
+    del pyramid
+    assert known() is None, "without the garbage collector"
+    assert errors[0] is not None

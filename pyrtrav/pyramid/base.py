@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrtrav.cost import Cost
-from pyrtrav.errors import CorruptImageError, ImageChangedError, PyramidError, RegionError
+from pyrtrav.errors import CorruptImageError, ImageChangedError, PyramidError, RegionError, without_frames
 from pyrtrav.geometry import Region
-from pyrtrav.pyramid import threads
+from pyrtrav.pyramid import limits, threads
 from pyrtrav.pyramid.batch import Batch, Planned, Request, box_of
-from pyrtrav.pyramid.cache import TileCache, default_cache_bytes
-from pyrtrav.pyramid.handles import Handles, default_limit
+from pyrtrav.pyramid.cache import TileCache
+from pyrtrav.pyramid.handles import Handles
 from pyrtrav.pyramid.pixels import (
     Channels,
     PixelRule,
@@ -44,12 +44,14 @@ __all__ = ["Key", "Level", "Patches", "Pyramid", "RawTile", "Tile", "shared_cach
 MAX_WINDOW_PIXELS = 16 << 20
 """Levels larger than this are not read whole to find a display range."""
 
-_CACHE: TileCache[Tile] = TileCache(default_cache_bytes())
+_CACHE: TileCache[Tile] = TileCache(limits.cache_bytes())
 _NUMBERS = numbers()
 _TOKENS: dict[tuple[Hashable, ...], int] = {}
 """A number for every file as it was opened: half of a tile's key in the cache."""
 
-_HANDLES = Handles(default_limit())
+_MOST_TOKENS = 1 << 16
+
+_HANDLES = Handles(limits.open_images())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_CACHE.after_fork)
     os.register_at_fork(after_in_child=_HANDLES.after_fork)
@@ -158,8 +160,11 @@ class Pyramid(ABC):
             self.mpp = self._options["mpp"]
         # Keyed by identity, so that a file replaced under the same name finds no old tiles.
         self._parked = False
+        if len(_TOKENS) > _MOST_TOKENS:
+            _TOKENS.clear()  # numbers are never given twice
         named = self.path, self._identity, self.backend, tuple(map(str, self._options.values()))
         self._token = _TOKENS.setdefault(named, next(_NUMBERS))
+        self._opened_in = os.getpid()
 
     def _file_identity(self) -> tuple[Hashable, ...]:
         return identity(self.path)
@@ -167,9 +172,9 @@ class Pyramid(ABC):
     @contextmanager
     def _in_use(self) -> Iterator[None]:
         """Keep the file open for a read, after checking that it is the one that was opened."""
-        if os.getpid() != self._pid and not self._closed:
+        if os.getpid() != self._opened_in and not self._closed:
             with threads.reopening:
-                if os.getpid() != self._pid:
+                if os.getpid() != self._opened_in:
                     self._lock, self._readers = RLock(), 0
                     self._open_here()
         with self._lock:
@@ -195,15 +200,19 @@ class Pyramid(ABC):
         if not is_url(self.path) and self._file_identity() != self._identity:
             raise ImageChangedError(self.path)
 
-    def park(self) -> None:
-        """Give back file handles until the next read, which opens them again; nothing while reads are under way."""
-        if self._lock.acquire(blocking=False):
-            try:
-                if not (self._closed or self._parked or self._readers):
-                    self._close()
-                    self._parked = True
-            finally:
-                self._lock.release()
+    def park(self) -> bool:
+        """Give back file handles until the next read, which opens them again; False while reads are under way."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._readers:
+                return False
+            if not (self._closed or self._parked):
+                self._close()
+                self._parked = True
+            return True
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Give back file handles; reading afterwards is an error. Reads under way end first."""
@@ -320,7 +329,7 @@ class Pyramid(ABC):
                 try:
                     tile: Tile | PyramidError | None = self._tile(*planned)
                 except PyramidError as error:
-                    tile = error
+                    tile = without_frames(error)
                 batch.deliver(planned, tile)
 
         # Each thread takes the next tile of the file; this one too, so that a busy pool holds nobody up.
@@ -330,7 +339,8 @@ class Pyramid(ABC):
             work(left)
         finally:
             for helper in helpers:
-                helper.result()
+                if not helper.cancel():  # one that has not begun has nothing left to do
+                    helper.result()
 
     def _request(self, index: int, region: Region, size: tuple[int, int]) -> Request:
         x, y, region_width, region_height = region.as_tuple()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Hashable
 from threading import Lock
@@ -63,8 +62,3 @@ class TileCache(Generic[T]):
     def after_fork(self) -> None:
         """In a forked child: the lock may have been held by a thread that the child does not have."""
         self._lock = Lock()
-
-
-def default_cache_bytes() -> int:
-    """``PYRTRAV_CACHE_BYTES``, else 256 MiB: about 1,300 tiles of 256 px."""
-    return int(os.environ.get("PYRTRAV_CACHE_BYTES", 256 << 20))

@@ -12,12 +12,20 @@ import hashlib
 import logging
 import os
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
 from filelock import FileLock, Timeout
 
-from pyrtrav.errors import ConfigError, CorruptImageError, ImageChangedError, PyramidError, UnsupportedFormatError
+from pyrtrav.errors import (
+    ConfigError,
+    CorruptImageError,
+    ImageChangedError,
+    PyramidError,
+    UnsupportedFormatError,
+    without_frames,
+)
 from pyrtrav.files import make_folder, written_whole
 from pyrtrav.pyramid.limits import cache_dir_bytes
 from pyrtrav.pyramid.pixels import Samples
@@ -49,8 +57,8 @@ def tiled_levels(width: int, height: int) -> list[Level]:
 class _Kept(TiffPyramid):
     """A converted pyramid. Its file may be removed while it is open; it is closed with the image that it is of."""
 
-    def park(self) -> None:
-        pass
+    def park(self) -> bool:
+        return True
 
 
 class Conversion:
@@ -95,7 +103,7 @@ class Conversion:
         # One thread converts; the others wait for it. What failed once is not tried again for every tile.
         with self._opening:
             if self._failure is not None:
-                raise self._failure
+                raise without_frames(self._failure)
             if self._pyramid is None:
                 try:
                     self._pyramid = self._open()
@@ -128,11 +136,12 @@ def _key(file: tuple[Hashable, ...]) -> str:
 
 
 def _find_or_make(source: str, file: tuple[Hashable, ...], target: Path) -> None:
+    if _is_there(target):
+        return
     try:
         folder = make_folder(target.parent)
         with _lock(target):
-            if target.exists():
-                os.utime(target)  # used now
+            if _is_there(target):
                 return
             _sweep(folder, target)
             _log.warning("%s is large: converting it once to a tiled pyramid, kept as %s", source, target)
@@ -148,6 +157,15 @@ def _find_or_make(source: str, file: tuple[Hashable, ...], target: Path) -> None
             f"{source}: it is converted to a tiled pyramid in {target.parent}, which cannot be written to ({error}); "
             "set PYRTRAV_CACHE_DIR to a folder with space"
         ) from error
+
+
+def _is_there(target: Path) -> bool:
+    """Whether a pyramid is there; it is used now."""
+    if not target.exists():
+        return False
+    with suppress(OSError):  # a folder that others own, or removed in this moment
+        os.utime(target)
+    return target.exists()
 
 
 def _write(source: str, beside: str, folder: Path) -> None:
@@ -180,7 +198,11 @@ def _sweep(folder: Path, target: Path) -> None:
 
 def _prune(folder: Path, kept: Path) -> None:
     """Remove the least recently used pyramids beyond the limit; who has one open keeps reading it."""
-    used = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in folder.glob("[0-9a-f]*.tif"))
+    used = []
+    for path in folder.glob("[0-9a-f]*.tif"):
+        with suppress(FileNotFoundError):  # another process prunes too
+            used.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+    used.sort()
     total = sum(size for _, size, _ in used)
     for _, size, path in used:
         if total > cache_dir_bytes() and path != kept:

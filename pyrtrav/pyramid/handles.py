@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
-from threading import Lock
+from threading import RLock
 from typing import Protocol
 from weakref import ref
 
 
 class Parkable(Protocol):
-    def park(self) -> None:
-        """Give back file handles and tables until the next use; nothing where it is in use."""
+    def park(self) -> bool:
+        """Give back file handles and tables until the next use; False where it is in use."""
 
 
 class Handles:
@@ -20,20 +19,27 @@ class Handles:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._open: OrderedDict[int, ref[Parkable]] = OrderedDict()
-        self._lock = Lock()
+        self._lock = RLock()  # collecting garbage may close an image in the middle of all this
 
     def used(self, image: Parkable) -> None:
         """Note that an image is open and used now. To be called without holding any image's lock."""
-        oldest: list[ref[Parkable]] = []
         with self._lock:
             self._open[id(image)] = ref(image)
             self._open.move_to_end(id(image))
-            while len(self._open) > self.limit:
-                oldest.append(self._open.popitem(last=False)[1])
-        for known in oldest:
-            parked = known()
-            if parked is not None:
-                parked.park()
+            excess = len(self._open) - self.limit
+            oldest = list(self._open)[:-1] if excess > 0 else []
+        for key in oldest:
+            if excess <= 0:
+                return
+            with self._lock:
+                known = self._open.pop(key, None)
+            other = None if known is None else known()
+            if known is not None and other is not None and not other.park():
+                with self._lock:  # in use: its turn comes later
+                    self._open.setdefault(key, known)
+                    self._open.move_to_end(key, last=False)
+                continue
+            excess -= 1
 
     def forget(self, image: Parkable) -> None:
         """Note that an image was closed."""
@@ -42,9 +48,4 @@ class Handles:
 
     def after_fork(self) -> None:
         """In a forked child: the lock may have been held by a thread that the child does not have."""
-        self._lock = Lock()
-
-
-def default_limit() -> int:
-    """``PYRTRAV_OPEN_IMAGES``, else 256."""
-    return max(1, int(os.environ.get("PYRTRAV_OPEN_IMAGES", 256)))
+        self._lock = RLock()

@@ -198,5 +198,4 @@ def box_means(
     for i in range(len(heights)):
         height = np.float64(heights[i])
         for k in range(len(sides)):
-            # A side may round to nothing where one step is a million times the other.
-            means[i, k] = np.uint8(np.rint(sums[i, k] / max(height * sides[k], 1.0)))
+            means[i, k] = np.uint8(np.rint(sums[i, k] / (height * sides[k])))

@@ -1,4 +1,4 @@
-"""Limits on flat images, each moved by a variable of the environment."""
+"""What the process holds and where its limits are, each moved by a variable of the environment."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 from pyrtrav.errors import ConfigError
 
 _DEFAULTS = {
+    "PYRTRAV_THREADS": 0,
+    "PYRTRAV_CACHE_BYTES": 256 << 20,
+    "PYRTRAV_OPEN_IMAGES": 256,
     "PYRTRAV_MAX_PIXELS": 1 << 32,
     "PYRTRAV_WHOLE_PIXELS": 64_000_000,
     "PYRTRAV_CONVERT_BYTES": 2 << 30,
@@ -34,16 +37,31 @@ def cache_dir_bytes() -> int:
     return _number("PYRTRAV_CACHE_DIR_BYTES")
 
 
-def _number(name: str) -> int:
+def threads() -> int:
+    """``PYRTRAV_THREADS``, else 0: as many as there are processors."""
+    return _number("PYRTRAV_THREADS", least=0)
+
+
+def cache_bytes() -> int:
+    """``PYRTRAV_CACHE_BYTES``, else 256 MiB: about 1,300 decoded tiles of 256 px; 0 keeps none."""
+    return _number("PYRTRAV_CACHE_BYTES", least=0)
+
+
+def open_images() -> int:
+    """``PYRTRAV_OPEN_IMAGES``, else 256: images that hold their files open."""
+    return _number("PYRTRAV_OPEN_IMAGES")
+
+
+def _number(name: str, least: int = 1) -> int:
     """
     Raises:
-        ConfigError: the variable is no whole number of 1 or more.
+        ConfigError: the variable is no whole number of ``least`` or more.
     """
     said = os.environ.get(name, "")
     try:
         value = int(said or _DEFAULTS[name])
     except ValueError:
-        value = 0
-    if value < 1:
-        raise ConfigError(f"{name} is a whole number of 1 or more, got {said!r}")
+        value = -1
+    if value < least:
+        raise ConfigError(f"{name} is a whole number of {least} or more, got {said!r}")
     return value

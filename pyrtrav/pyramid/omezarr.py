@@ -52,6 +52,10 @@ def is_zarr_file(path: str) -> bool:
         return False
 
 
+# A buffer for a decoded chunk, one a thread for all images.
+_SCRATCH = local()
+
+
 class OmeZarrPyramid(Pyramid):
     """A multiscale image in a zarr hierarchy."""
 
@@ -78,6 +82,7 @@ class OmeZarrPyramid(Pyramid):
 
     def _close(self) -> None:
         store, self._store = self._store, None
+        self._arrays: list[ChunkedArray] = []
         if store is not None:
             store.close()
 
@@ -148,13 +153,13 @@ class OmeZarrPyramid(Pyramid):
         # In this order a decoded chunk is the tile; in any other it is copied, and its memory used again.
         order = "".join(axis for axis in self._axes if axis in "yxc" and (axis != "c" or colors > 1))
         self._is_interleaved = order in ("yx", "yxc") and colors <= 3
-        self._scratch = local()
 
     def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile | None:
         array, at = self._arrays[level], self.levels[level]
         per_chunk = self._channels_per_chunk(array)
         tile_bytes = at.tile_width * at.tile_height * self.samples.colors * array.dtype.itemsize
-        is_tile = self._is_interleaved and array.chunk_bytes == tile_bytes
+        whole_pixels = per_chunk == self.samples.colors
+        is_tile = self._is_interleaved and whole_pixels and array.chunk_bytes == tile_bytes
         scratch = None if is_tile else self._scratch_for(array)
         samples, stored, missing = None, 0, []
         for group, place in self._places(array, column, row):
@@ -203,9 +208,9 @@ class OmeZarrPyramid(Pyramid):
         """This thread's buffer for a decoded chunk; none for a large one, which it would keep."""
         if array.scratch_bytes > _MAX_SCRATCH_BYTES:
             return None
-        found: NDArray[np.uint8] | None = getattr(self._scratch, "buffer", None)
+        found: NDArray[np.uint8] | None = getattr(_SCRATCH, "buffer", None)
         if found is None or len(found) < array.scratch_bytes:
-            self._scratch.buffer = found = np.empty(array.scratch_bytes, np.uint8)
+            _SCRATCH.buffer = found = np.empty(array.scratch_bytes, np.uint8)
         return found
 
     def _empty_samples(self, level: Level, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -46,13 +46,14 @@ class RasterPyramid(Pyramid):
     """
 
     backend: ClassVar[str] = "raster"
+    _conversion: Conversion | None = None
 
     def _open(self) -> None:
         self._decoding = Lock()
         self._kept: dict[Key, Tile] = {}
         self._first: RawTile | None = None
         self._stored_bytes = os.path.getsize(self.path)
-        self._conversion: Conversion | None = None
+        self._conversion = None
         self._whole: int | None = 0
         """The level that is decoded at once; coarser ones are computed from it, finer ones converted."""
         header = self._header = read_header(self.path)
@@ -114,7 +115,7 @@ class RasterPyramid(Pyramid):
             if finer.valid is not None:  # where more than half of the pixels are
                 valid = halve(finer.valid[:, :, None] * np.uint8(255))[:, :, 0] > 128
             tile = Tile(halve(finer.pixels), valid)
-        if tile.nbytes > self._cache.max_bytes // 2:
+        if tile.nbytes > self._cache.max_bytes:  # or every read would decode it again
             self._kept[key] = tile
         else:
             self._cache.put((self._token, key), tile)

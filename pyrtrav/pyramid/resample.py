@@ -49,7 +49,7 @@ class Box(NamedTuple):
     def bits(self) -> int:
         """The f of the edges: a box of 2^24 units at most, times 255, fits 32 bits."""
         # A rounded side may be a unit longer than the step; a tenth of a bit leaves room for it.
-        return max(0, min(12, math.floor((23.9 - math.log2(self.step_x * self.step_y)) / 2)))
+        return max(0, min(30, math.floor((23.9 - math.log2(self.step_x * self.step_y)) / 2)))
 
     def edges(self, width: int, height: int) -> tuple[Edges, Edges]:
         """Return the edges in x and in y of ``width`` x ``height`` patch pixels, in units of 1/2^f."""
@@ -121,6 +121,8 @@ class AreaMean:
             )
         self.unit = 1 << box.bits
         self.edges_x, self.edges_y = box.edges(width, height)
+        if min(np.diff(self.edges_x).min(), np.diff(self.edges_y).min()) < 1:
+            raise RegionError(f"patch pixels of {box.step_x:g} x {box.step_y:g} stored pixels cannot be told apart")
         self.background = np.asarray(background, np.uint32)
         self.sums: Sums = _zeros((height, width, len(background)))
         self.covered: Sums | None = _zeros((height, width)) if mask else None

@@ -24,6 +24,7 @@ class StripedTiffPyramid(Pyramid):
     """Levels, tiles and their bytes in the cost are those of the converted pyramid; samples are the TIFF's."""
 
     backend: ClassVar[str] = "tiff"
+    _conversion: Conversion | None = None
 
     def _file_identity(self) -> tuple[Hashable, ...]:
         return (*super()._file_identity(), "converted")  # its tiles are not those of the strips
@@ -39,7 +40,9 @@ class StripedTiffPyramid(Pyramid):
         self.properties = {**properties, "converted": str(self._conversion)}
 
     def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile | None:
+        assert self._conversion is not None  # made when it was opened
         return self._conversion.tile(level, column, row)
 
     def _close(self) -> None:
-        self._conversion.close()
+        if self._conversion is not None:
+            self._conversion.close()

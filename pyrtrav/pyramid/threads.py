@@ -6,6 +6,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock, RLock
 
+from pyrtrav.pyramid import limits
+
 _POOL: ThreadPoolExecutor | None = None
 _SIZE = 0
 _LOCK = Lock()
@@ -17,7 +19,7 @@ reopening = RLock()
 def decode_threads() -> int:
     """``PYRTRAV_THREADS``, else the processors that this process may use."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return int(os.environ.get("PYRTRAV_THREADS", 0)) or available or 1
+    return limits.threads() or available or 1
 
 
 def decode_pool() -> ThreadPoolExecutor:

@@ -67,7 +67,7 @@ def slow_means(
     height, width = chosen.shape[:2]
     step_x, step_y = region.width * width / full_width / size[0], region.height * height / full_height / size[1]
     # Edges are whole multiples of 2^-f pixels, f such that the box of a patch pixel is at most 2^24 units.
-    f = max(0, min(12, math.floor((23.9 - math.log2(step_x * step_y)) / 2)))
+    f = max(0, min(30, math.floor((23.9 - math.log2(step_x * step_y)) / 2)))
     weight_x, side_x = _weights(region.x * width / full_width, step_x, size[0], width, f)
     weight_y, side_y = _weights(region.y * height / full_height, step_y, size[1], height, f)
     area = side_y[:, None] * side_x
