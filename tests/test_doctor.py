@@ -157,7 +157,8 @@ class TestInstallation:
         assert report.status != "ok"
 
     @pytest.mark.parametrize(
-        ("value", "status"), [("3", "ok"), ("many", "problem"), ("-1", "problem"), ("", "problem")]
+        ("value", "status"),
+        [("3", "ok"), ("many", "problem"), ("-1", "problem"), ("", "ok")],  # empty is unset
     )
     def test_decoding_threads(self, monkeypatch, value, status):
         monkeypatch.setenv("PYRTRAV_THREADS", value)
