@@ -40,7 +40,12 @@ class Limit:
     def _slabs(self, count: int) -> Pixels:
         slabs: Pixels | None = getattr(self._local, "slabs", None)
         if slabs is None or len(slabs) < count:
-            slabs = self._local.slabs = np.zeros((count, self.tile, self.tile, 3), np.uint8)
+            # Not on a multiple of 32 bytes: there libjpeg-turbo writes past the caches, and copying is slower.
+            size = count * self.tile * self.tile * 3
+            memory = np.zeros(size + 32, np.uint8)
+            start = (16 - memory.ctypes.data) % 32
+            slabs = memory[start : start + size].reshape(count, self.tile, self.tile, 3)
+            self._local.slabs = slabs
         return slabs
 
     def decode(self, column: int, row: int, slab: Pixels, halvings: int = 0) -> Pixels:

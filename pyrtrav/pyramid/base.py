@@ -351,7 +351,7 @@ class Pyramid(ABC):
         box = box_of(region, size, level, (self.width, self.height))
         if not (box.step_x > 0 and box.step_y > 0):
             raise RegionError(f"{self.path}: cannot read {region}: so far out it has no area in floating point")
-        return Request(index, level, box, self._shrink(level, box))
+        return Request(index, level, box, box.is_copy, self._shrink(level, box))
 
     def _shrink(self, level: Level, box: Box) -> int:
         """What tiles are shrunk by while they are decoded: as far as a shrunk pixel is no larger than a patch pixel."""
@@ -361,7 +361,8 @@ class Pyramid(ABC):
 
     def _tile(self, key: Key, shrink: int = 1) -> Tile | None:
         """One tile as model pixels, cached or decoded and counted; None where it is declared empty."""
-        cached = self._cache.get((self._token, key, shrink))
+        name = self._token, key, shrink
+        cached = self._cache.get(name)
         if cached is not None:
             with self._lock:
                 self._count_distinct(key)
@@ -370,7 +371,7 @@ class Pyramid(ABC):
         if raw is None:
             return None
         tile = Tile(*self.pixel_rule.apply(raw.samples))
-        self._cache.put((self._token, key, shrink), tile)
+        self._cache.put(name, tile)
         return tile
 
     def _is_cached(self, key: Key, shrink: int) -> bool:
@@ -386,36 +387,35 @@ class Pyramid(ABC):
             level, column, row = key
             reason = f"{type(error).__name__}: {str(error)[:200]}"
             raise CorruptImageError(self.path, reason, level=level, column=column, row=row) from error
-        if raw is not None:
-            self._check_size(key, shrink, raw.samples)
-            self._count(key, raw)
-        return raw
-
-    def _check_size(self, key: Key, shrink: int, samples: NDArray[Any]) -> None:
-        """A tile may end where the image ends, and not before: what follows does not look again."""
-        level = self.levels[key[0]]
-        height, width = samples.shape[0] * shrink, samples.shape[1] * shrink
-        if height >= level.tile_height and width >= level.tile_width:
-            return
-        place = level.tile_at(key[1], key[2])
-        if height < place.height or width < place.width:
-            reason = f"the tile is {width} x {height} pixels, but {level.tile_width} x {level.tile_height} are declared"
-            raise CorruptImageError(self.path, reason, level=key[0], column=key[1], row=key[2])
-
-    def _count(self, key: Key, raw: RawTile) -> None:
+        if raw is None:
+            return None
+        samples, stored_bytes = raw
+        height, width, _ = samples.shape
+        whole = self.levels[key[0]]
+        if height * shrink < whole.tile_height or width * shrink < whole.tile_width:
+            self._check_size(key, width * shrink, height * shrink)
         with self._lock:
             cost = self.cost
             cost.tiles_decoded += 1
-            cost.pixels_decoded += raw.samples.shape[0] * raw.samples.shape[1]
-            if raw.stored_bytes is None:
+            cost.pixels_decoded += height * width
+            if stored_bytes is None:
                 cost.bytes_read = None
             elif cost.bytes_read is not None:
-                cost.bytes_read += raw.stored_bytes
+                cost.bytes_read += stored_bytes
             self._count_distinct(key)
+        return raw
 
     def _count_distinct(self, key: Key) -> None:
         self._distinct.add(key)
         self.cost.tiles_distinct = len(self._distinct)
+
+    def _check_size(self, key: Key, width: int, height: int) -> None:
+        """A tile may end where the image ends, and not before: what follows does not look again."""
+        level = self.levels[key[0]]
+        place = level.tile_at(key[1], key[2])
+        if height < place.height or width < place.width:
+            reason = f"the tile is {width} x {height} pixels, but {level.tile_width} x {level.tile_height} are declared"
+            raise CorruptImageError(self.path, reason, level=key[0], column=key[1], row=key[2])
 
     def _percentile_window(self) -> Window | None:
         """Of what the model sees of the coarsest level, counted in the cost; None where that is too large."""

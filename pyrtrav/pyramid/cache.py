@@ -22,7 +22,7 @@ class TileCache(Generic[T]):
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.nbytes = 0
-        self._tiles: OrderedDict[Hashable, T] = OrderedDict()
+        self._tiles: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -33,11 +33,14 @@ class TileCache(Generic[T]):
 
     def get(self, key: Hashable) -> T | None:
         """Return the tile and mark it as used now, or None."""
+        if key not in self._tiles:
+            return None
         with self._lock:
-            tile = self._tiles.get(key)
-            if tile is not None:
-                self._tiles.move_to_end(key)
-            return tile
+            kept = self._tiles.get(key)
+            if kept is None:
+                return None
+            self._tiles.move_to_end(key)
+            return kept[0]
 
     def put(self, key: Hashable, tile: T) -> None:
         """Keep the tile, dropping the least recently used ones; a tile above the bound is not kept."""
@@ -46,13 +49,11 @@ class TileCache(Generic[T]):
             return
         with self._lock:
             old = self._tiles.pop(key, None)
-            if old is not None:
-                self.nbytes -= old.nbytes
-            self._tiles[key] = tile
-            self.nbytes += size
+            self._tiles[key] = tile, size
+            self.nbytes += size if old is None else size - old[1]
             while self.nbytes > self.max_bytes:
                 _, dropped = self._tiles.popitem(last=False)
-                self.nbytes -= dropped.nbytes
+                self.nbytes -= dropped[1]
 
     def clear(self) -> None:
         with self._lock:

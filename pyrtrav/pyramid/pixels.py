@@ -119,7 +119,7 @@ class PixelRule:
     def apply(self, raw: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
         """Return model pixels (h, w, channels) and, where the file has alpha, which of them are valid."""
         if self.samples.alpha == "none" and self._is_plain(raw):
-            return np.ascontiguousarray(raw), None
+            return (raw if raw.flags.c_contiguous else np.ascontiguousarray(raw)), None
         height, width = raw.shape[:2]
         alpha = None if self.samples.alpha == "none" else to_uint8(raw[..., -1], None)
         if alpha is not None and alpha.min() == 255:
