@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import shutil
@@ -38,6 +39,7 @@ def write_many(folder: Path, count: int) -> list[tuple[Path, NDArray[np.uint8]]]
 
 
 def open_files() -> int:
+    gc.collect()  # what other tests left open
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -130,7 +132,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> Non
 def test_lent_memory_is_nobody_elses(steps: list[tuple[int, bool]]) -> None:
     held: list[tuple[int, NDArray[np.uint16]]] = []
     for number, (size, drop) in enumerate(steps):
-        array = buffers.empty((size, 2), "<u2")
+        array = buffers.empty((size, 2), "uint16")
         assert (array.shape, array.dtype, array.flags.c_contiguous) == ((size, 2), np.uint16, True)
         array[:] = number
         held.append((number, array[size // 2 :]))  # a part keeps the whole

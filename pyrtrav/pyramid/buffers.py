@@ -7,7 +7,9 @@ takes an eighth longer.
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
+from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -23,48 +25,39 @@ _LARGEST = 1 << 26
 
 _ALIGN = 32
 
-_Memory = tuple[NDArray[np.uint8], int]
-"""With the address where its use begins."""
 
-_spare: dict[int, deque[_Memory]] = {}
-
-
-class _Loan:
-    """What arrays on lent memory hold on to; the last one gone gives the memory back."""
-
-    __slots__ = ("__array_interface__", "_memory", "_spare")
-
-    def __init__(self, memory: _Memory, shape: tuple[int, ...], typestr: str, spare: deque[_Memory]) -> None:
-        self._memory, self._spare = memory, spare
-        self.__array_interface__ = {"version": 3, "data": (memory[1], False), "shape": shape, "typestr": typestr}
-
-    def __del__(self) -> None:
-        self._spare.append(self._memory)  # beyond its length a deque drops the oldest
+def empty(shape: tuple[int, ...], kind: str = "uint8") -> NDArray[Any]:
+    """Return an array with undefined content, like ``numpy.empty`` for a shape without zeros; from any thread."""
+    dtype, lend = _lender(shape, kind)
+    return np.empty(shape, dtype) if lend is None else np.ndarray(shape, dtype, lend())
 
 
 @lru_cache(1024)
-def _room(shape: tuple[int, ...], typestr: str) -> int:
-    """The next power of two of bytes."""
-    return 1 << (prod(shape) * int(typestr[2:]) - 1).bit_length()
+def _lender(shape: tuple[int, ...], kind: str) -> tuple[np.dtype[Any], Callable[[], Any] | None]:
+    """Return the type, and what lends the memory; None for large arrays."""
+    dtype = np.dtype(kind)
+    size: int = 1 << (prod(shape) * dtype.itemsize - 1).bit_length()
+    return dtype, None if size > _LARGEST else _pool(size)
 
 
-def empty(shape: tuple[int, ...], typestr: str = "|u1") -> NDArray[Any]:
-    """Return an array with undefined content, like ``numpy.empty``; from any thread.
+@lru_cache(64)
+def _pool(size: int) -> Callable[[], Any]:
+    """Return what lends memory of one size; the last array on it that goes gives it back."""
+    spare: deque[tuple[NDArray[np.uint8], int]] = deque(maxlen=max(1, _SPARE_BYTES // size))  # drops the oldest
 
-    Args:
-        shape: of at least one element.
-        typestr: as numpy's array interface spells types; its last digits are the bytes of an element.
-    """
-    size = _room(shape, typestr)
-    if size > _LARGEST:
-        return np.empty(shape, typestr)
-    spare = _spare.get(size)
-    if spare is None:
-        spare = _spare.setdefault(size, deque(maxlen=max(1, _SPARE_BYTES // size)))
-    try:
-        memory = spare.pop()
-    except IndexError:
-        fresh = np.empty(size + _ALIGN, np.uint8)
-        start = fresh.__array_interface__["data"][0]
-        memory = fresh, start + (_ALIGN // 2 - start) % _ALIGN
-    return np.asarray(_Loan(memory, shape, typestr, spare))
+    class Loan(ctypes.c_ubyte * size):  # type: ignore[misc]
+        def __del__(self) -> None:
+            spare.append(self.memory)
+
+    def lend() -> Any:
+        try:
+            memory = spare.pop()
+        except IndexError:
+            fresh = np.empty(size + _ALIGN, np.uint8)
+            start = fresh.__array_interface__["data"][0]
+            memory = fresh, start + (_ALIGN // 2 - start) % _ALIGN
+        loan = Loan.from_address(memory[1])
+        loan.memory = memory
+        return loan
+
+    return lend

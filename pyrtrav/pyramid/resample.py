@@ -187,7 +187,7 @@ def _kernels() -> ModuleType:
 
 
 def _zeros(shape: tuple[int, ...]) -> Sums:
-    sums = buffers.empty(shape, "<u4")
+    sums = buffers.empty(shape, "uint32")
     sums.fill(0)
     return sums
 

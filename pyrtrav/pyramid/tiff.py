@@ -130,8 +130,7 @@ class TiffPyramid(Pyramid):
             if not offset or not length:
                 return None
             data = self._read_bytes(offset, length, directory.limit)
-            size = directory.tile_width, directory.tile_height
-            return RawTile(directory.jpeg.decode(data, size, shrink), length)
+            return RawTile(directory.jpeg.decode(data, directory.tile_size, shrink), length)
         stored, decoded = 0, {}
         for plane in self._planes:
             spans = directory.spans(plane, column, row)
@@ -150,7 +149,7 @@ class TiffPyramid(Pyramid):
         return RawTile(natural_colors(samples, directory.pages[0], directory.colormap), stored)
 
     def _decode_plane(self, directory: Directory, plane: int, data: bytes, place: tuple[int, int]) -> NDArray[Any]:
-        size = directory.tile_width, directory.tile_height
+        size = directory.tile_size
         column, row = place
         if directory.strip_rows is not None:
             return self._bare_samples(directory, data, column)

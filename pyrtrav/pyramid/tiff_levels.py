@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,11 +78,15 @@ class Directory:
     is_plain_jpeg: bool
     """Whether one JPEG stream is a tile, and its samples are the image's."""
 
-    @property
+    @cached_property
     def columns(self) -> int:
         return -(-self.width // self.tile_width)
 
-    @property
+    @cached_property
+    def tile_size(self) -> tuple[int, int]:
+        return self.tile_width, self.tile_height
+
+    @cached_property
     def limit(self) -> int:
         """Stored bytes of a tile that are believed: no codec doubles one."""
         return 2 * self.tile_bytes + _SLACK_BYTES
