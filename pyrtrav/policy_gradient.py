@@ -52,6 +52,14 @@ def diversity_penalty(mean_by_cell: Float[Tensor, " cell"], c_r: float) -> Float
     return -0.5 * ((mean_by_cell - c_r) ** 2).mean()
 
 
+def mean_entropy(logit: Float[Tensor, " edge"]) -> Float[Tensor, ""]:
+    """Return the mean entropy of Bernoulli decisions, in nats (0 to log 2)."""
+    if len(logit) == 0:
+        return torch.zeros((), dtype=logit.dtype, device=logit.device)
+    # -p log p - (1 - p) log(1 - p), by log(1 - p) = log p - logit.
+    return (torch.sigmoid(-logit) * logit - torch.nn.functional.logsigmoid(logit)).mean()
+
+
 def probability_for(c_t: float, cells: int, depth: int) -> float:
     """Return the probability p a cell that solves sum over z = 1..depth of (cells * p)^z = c_t, at most 1.
 

@@ -139,6 +139,11 @@ class Trace:
         """The edges decided by fixations above ``depth``: those of a run that stops there."""
         return np.flatnonzero(self.depth[self.parent] < depth)
 
+    def decision_logit(self, depth: int) -> Float[Tensor, " edge"]:
+        """The logits of those edges, of images without an error."""
+        edges = self.decisions(depth)
+        return self.logit[self._tensor(edges[self.alive[self.image[self.parent[edges]]]])]
+
     def decision_log_prob(self, depth: int) -> Float[Tensor, " image"]:
         """log p(l | x) of a run down to ``depth``: equation (8a), over the edges of distinct fixations."""
         edges = self.decisions(depth)

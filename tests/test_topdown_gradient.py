@@ -13,6 +13,7 @@ from pyrtrav.policy_gradient import (
     cost_penalty,
     diversity_penalty,
     log_likelihood,
+    mean_entropy,
     next_baseline,
     probability_for,
     reinforce,
@@ -212,9 +213,71 @@ def test_baseline_starts_at_the_first_mean_and_follows_it() -> None:
     labels = torch.tensor([0, 1])
     images = [random_image(1), random_image(2)]
     _, first, _ = rule(model, images, labels, generator)
-    assert float(rule.baseline) == pytest.approx(-first["loss"], rel=1e-6)
+    assert float(rule.baseline[2]) == pytest.approx(-first["loss"], rel=1e-6)
     _, second, _ = rule(model, images, labels, generator)
-    assert float(rule.baseline) == pytest.approx(-0.9 * first["loss"] - 0.1 * second["loss"], rel=1e-6)
+    assert float(rule.baseline[2]) == pytest.approx(-0.9 * first["loss"] - 0.1 * second["loss"], rel=1e-6)
+
+
+def place_draws(trace: Trace, parents: Ints, cell: Ints) -> Floats:
+    """Draws that depend on the place alone, so that runs of any depth agree as far as they go."""
+    place = trace.fixation_place()[parents] * 16 + cell
+    return np.array([np.random.default_rng(number).random() for number in place.tolist()])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("weights", [1.0, (0.5, 2.0, 1.0), (0.0, 0.0, 1.0)])
+def test_multi_level_learning_is_the_weighted_sum_of_the_levels(
+    shared: bool, weights: float | tuple[float, ...]
+) -> None:
+    """(6), with rule (4) written out for a run of every depth, each with its own b, c_t and c_r."""
+    options = {"share_cells": shared, "c_t": (2.0, 7.0), "explore": 0.0, "lambda_v": 0.0, "baseline": "average"}
+    torch.manual_seed(0)
+    model = TopDown(TopDownConfig(multi_level=True, level_weights=weights, **options), SmallEncoder(), CLASSES).double()
+    images, labels = [random_image(1), random_image(2)], torch.tensor([0, 1])
+    rule = LearningRule(model.config, 2)
+    before = (-2.0, -1.0, -0.5)
+    rule.baseline.copy_(torch.tensor(before))
+    loss, _, _ = rule(model, images, labels, place_draws)
+    expected = torch.zeros((), dtype=torch.float64)
+    each = weights if isinstance(weights, tuple) else (weights,) * 3
+    for depth, weight in enumerate(each):
+        settings = Settings("sample", depth=depth, share_cells=shared)
+        trace = model.look([image for image in images for _ in range(2)], settings, place_draws)
+        reward = log_likelihood(model.believe(trace, depth), labels.repeat_interleave(2))
+        level = reward.mean()
+        if depth:
+            p = torch.sigmoid(trace.logit)
+            log_prob = torch.where(torch.from_numpy(trace.on), p.log(), (1 - p).log())
+            of_image = torch.from_numpy(trace.image[trace.parent])
+            for image in range(4):
+                level = level + (reward[image].detach() - before[depth]) * log_prob[of_image == image].sum() / 4
+            cells = trace.expected_cells(depth, shared=shared).mean()
+            even = probability_for(options["c_t"][depth - 1], 9, depth)
+            by_cell = torch.stack([p[torch.from_numpy(trace.cell == cell)].mean() for cell in range(9)])
+            level = level - 0.1 * 0.5 * (cells - options["c_t"][depth - 1]) ** 2
+            level = level - 0.01 * 0.5 * ((by_cell - even) ** 2).mean()
+        expected = expected + weight * level
+    assert float(loss.detach()) == pytest.approx(-float(expected.detach()), rel=1e-9)
+    parameters = list(model.parameters())
+    ours = torch.autograd.grad(loss, parameters, allow_unused=True)
+    theirs = torch.autograd.grad(-expected, parameters, allow_unused=True)
+    for a, b in zip(ours, theirs, strict=True):
+        if a is not None or b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    for depth, weight in enumerate(each):
+        moved = float(rule.baseline[depth]) != before[depth]
+        assert moved == (depth > 0 and weight > 0)
+
+
+def test_entropy_of_decisions() -> None:
+    """By its definition, in float64, and without overflow where a policy is sure."""
+    logit = torch.linspace(-8, 8, 33, dtype=torch.float64)
+    p = torch.sigmoid(logit)
+    expected = -(p * p.log() + (1 - p) * (1 - p).log()).mean()
+    assert float(mean_entropy(logit)) == pytest.approx(float(expected), rel=1e-12)
+    assert float(mean_entropy(torch.tensor([-300.0, 300.0]))) == 0.0
+    assert float(mean_entropy(torch.zeros(3))) == pytest.approx(math.log(2))
+    assert torch.autograd.gradcheck(mean_entropy, logit.requires_grad_())
 
 
 @pytest.mark.parametrize(("c_t", "depth"), [(2.0, 1), (6.0, 2), (12.0, 2), (40.0, 3)])

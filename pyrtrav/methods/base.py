@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -65,7 +64,7 @@ class Objective(nn.Module):
         model: Any,
         images: Sequence[Image],
         labels: Tensor,
-        generator: torch.Generator,
+        generator: Generators,
         progress: float = 1.0,
     ) -> tuple[Tensor, Metrics, Trace]:
         """Return the loss to minimise, the batch's metrics and its trace; ``progress`` (0 to 1) is the stage's.

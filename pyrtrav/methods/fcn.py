@@ -144,7 +144,7 @@ class CrossEntropy(Objective):
         model: Fcn,
         images: Sequence[Image],
         labels: Tensor,
-        generator: torch.Generator,
+        generator: Generators,
         progress: float = 1.0,
     ) -> tuple[Tensor, Metrics, Trace]:
         trace = model.look(images, Settings(select="all"))

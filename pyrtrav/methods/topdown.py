@@ -15,7 +15,7 @@ Source: "Image classification through top-down image pyramid traversal" (anonymo
     p_t (14), p_k (15)                  ``Trace.expected_cells``, ``Trace.mean_by_cell``
     N, M                                images of a batch, ``samples``
 
-Equations implemented: (1) = (13), (2), (3), (4), (5) as stages, (7), (8a), (12), (14), (15).
+Equations implemented: (1) = (13), (2), (3), (4), (5) as stages, (6), (7), (8a), (12), (14), (15).
 
 Differs from the paper:
 1. A cell reached through two parents is one region; with ``share_cells`` (default) it is read and encoded once and
@@ -27,7 +27,10 @@ Differs from the paper:
    c_t cells (``policy_gradient.probability_for``).
 6. The default weights (lambda) are not the paper's: with Adam only their ratio and its epsilon matter.
 7. REINFORCE compares a draw with the image's other draws (``baseline``); "average" is the paper's (12).
-8. Two aids for few images, both off with 0: at the start of a stage c_t is higher and falls to its value
+8. The levels of (6) are the prefixes of one sampled traversal, each with its own b.
+9. The optimiser is Adam with the paper's epsilon of 1e-8. With weights as small as the paper's 1e-6 and 1e-7 the
+   location module's gradients come near it, so that the policy learns at a rate that the ratio to epsilon decides.
+10. Two aids for few images, both off with 0: at the start of a stage c_t is higher and falls to its value
    (``explore``), so that the encoder sees enough before the policy has learned; and every attended vector is also
    classified by itself (``lambda_v``), as in the published successor.
 """
@@ -50,6 +53,7 @@ from pyrtrav.policy_gradient import (
     cost_penalty,
     diversity_penalty,
     log_likelihood,
+    mean_entropy,
     next_baseline,
     others_mean,
     probability_for,
@@ -97,8 +101,14 @@ class TopDownConfig:
     """Share of all cells on offer to attend at the start of exploring, but at most three times c_t."""
     samples: int = 2
     """Monte Carlo samples an image (M)."""
+    lambda_e: float = 0.0
+    """Weight of the mean entropy of a decision, which keeps a policy from being sure early; 0 is the paper."""
     gradual: bool = False
     """Train depth by depth (5) rather than all depths from the start."""
+    multi_level: bool = False
+    """Train the predictions of all depths (6), so that one model can stop at any; else the deepest one's alone."""
+    level_weights: float | tuple[float, ...] = 1.0
+    """lambda_z of (6): one for all depths, or one each from 0 to ``max_depth``; a stage uses those that it reaches."""
 
     def __post_init__(self) -> None:
         if self.max_depth < 0:
@@ -107,6 +117,12 @@ class TopDownConfig:
             raise ConfigError(f"samples must be 1 or more, got {self.samples}")
         if isinstance(self.c_t, tuple) and len(self.c_t) != self.max_depth:
             raise ConfigError(f"c_t has {len(self.c_t)} values for {self.max_depth} depths below the glance")
+        if isinstance(self.level_weights, tuple) and len(self.level_weights) != self.max_depth + 1:
+            raise ConfigError(
+                f"level_weights has {len(self.level_weights)} values for {self.max_depth + 1} depths, glance included"
+            )
+        if min(self.level_weights if isinstance(self.level_weights, tuple) else (self.level_weights,)) < 0:
+            raise ConfigError(f"level_weights must be 0 or more, got {self.level_weights}")
         if self.max_depth and not min(self.c_t if isinstance(self.c_t, tuple) else (self.c_t,)) > 0:
             raise ConfigError(f"c_t must be above 0, got {self.c_t}")
         if self.share_cells and self.grid.ratio is None:
@@ -122,6 +138,12 @@ class TopDownConfig:
             return self.c_t[depth - 1]
         p = probability_for(self.c_t, self.grid.count, self.max_depth)
         return float(sum((self.grid.count * p) ** z for z in range(1, depth + 1)))
+
+    def level_weight(self, depth: int, stage_depth: int) -> float:
+        """lambda_z of (6) in a stage that goes down to ``stage_depth``; without (6) only its last depth counts."""
+        if not self.multi_level:
+            return float(depth == stage_depth)
+        return self.level_weights[depth] if isinstance(self.level_weights, tuple) else self.level_weights
 
     def cells_on_offer(self, depth: int) -> int:
         """All cells down to a depth: distinct places where they are shared, else paths."""
@@ -249,22 +271,23 @@ class TopDown(Model):
 
 
 class LearningRule(Objective):
-    """Learning rule (4) of one stage, negated: a loss."""
+    """Learning rule (4), or (6) where it is asked for, of one stage, negated: a loss."""
+
+    baseline: Tensor
 
     def __init__(self, config: TopDownConfig, depth: int) -> None:
         super().__init__()
         self.config, self.depth = config, depth
-        self.c_t = config.cells_wanted(depth) if depth else 0.0
-        self.c_r = config.even_probability(depth) if depth else 0.0
-        # NaN until the first batch has been seen.
-        self.register_buffer("baseline", torch.tensor(float("nan"), dtype=torch.float64))
+        self.levels = [z for z in range(depth + 1) if config.level_weight(z, depth) > 0] or [depth]
+        # b of (12) for each level; NaN until the first batch has been seen.
+        self.register_buffer("baseline", torch.full((depth + 1,), torch.nan, dtype=torch.float64))
 
     def forward(
         self,
         model: TopDown,
         images: Sequence[Image],
         labels: Tensor,
-        generator: torch.Generator,
+        generator: Generators,
         progress: float = 1.0,
     ) -> tuple[Tensor, Metrics, Trace]:
         samples = self.config.samples if self.depth else 1
@@ -272,26 +295,28 @@ class LearningRule(Objective):
         trace = model.look([image for image in images for _ in range(samples)], settings, generator)
         target = labels.to(trace.device).repeat_interleave(samples)
         alive = torch.from_numpy(np.flatnonzero(trace.alive)).to(trace.device)
-        logits = model.believe(trace, self.depth)
-        reward = log_likelihood(logits, target)[alive]
-        objective = reward.mean() + self._attention(trace, reward, alive, self.cells_wanted(progress))
+        objective = torch.zeros((), device=trace.device)
+        metrics: Metrics = {}
+        for z in self.levels:
+            logits = model.believe(trace, z)
+            reward = log_likelihood(logits, target)[alive]
+            level = reward.mean() + self._attention(trace, reward, alive, z, progress)
+            objective = objective + self.config.level_weight(z, self.depth) * level
+            name = "" if z == self.depth else f"_{z}"
+            metrics[f"loss{name}"] = -float(reward.detach().mean())
+            metrics[f"accuracy{name}"] = float((logits.argmax(1) == target)[alive].double().mean())
         if self.config.lambda_v > 0:
             objective = objective + self.config.lambda_v * self._each_vector(model, trace, target)
-        correct = (logits.argmax(1) == target)[alive].double().mean()
-        metrics = {
-            "loss": -float(reward.detach().mean()),
-            "accuracy": float(correct),
-            "cells": float(trace.cells_attended(self.depth)[trace.alive].mean()),
-        }
+        metrics["cells"] = float(trace.cells_attended(self.depth)[trace.alive].mean())
         return -objective, metrics, trace
 
-    def cells_wanted(self, progress: float) -> float:
-        """c_t at a point of the stage (0 to 1): while exploring it falls in equal ratios from many cells."""
-        config = self.config
-        if self.depth == 0 or progress >= config.explore:
-            return self.c_t
-        start = max(self.c_t, min(config.explore_cells * config.cells_on_offer(self.depth), 3 * self.c_t))
-        return float(start * (self.c_t / start) ** (progress / config.explore))
+    def cells_wanted(self, depth: int, progress: float) -> float:
+        """c_t of a level at a point of the stage (0 to 1): while exploring it falls in equal ratios from many cells."""
+        config, wanted = self.config, self.config.cells_wanted(depth)
+        if progress >= config.explore:
+            return wanted
+        start = max(wanted, min(config.explore_cells * config.cells_on_offer(depth), 3 * wanted))
+        return float(start * (wanted / start) ** (progress / config.explore))
 
     def _each_vector(self, model: TopDown, trace: Trace, target: Tensor) -> Tensor:
         """Mean log-likelihood of the labels given each attended cell alone: the encoder learns from every look."""
@@ -302,25 +327,28 @@ class LearningRule(Objective):
         image = torch.from_numpy(trace.image[below]).to(target.device)
         return log_likelihood(model.classify(trace.vector[index]), target[image]).mean()
 
-    def _attention(self, trace: Trace, reward: Tensor, alive: Tensor, c_t: float) -> Tensor:
-        """The second term of (1), and the regularisers (2) and (3)."""
-        if self.depth == 0 or len(trace.parent) == 0 or len(reward) == 0:
+    def _attention(self, trace: Trace, reward: Tensor, alive: Tensor, depth: int, progress: float) -> Tensor:
+        """The second term of (1), and the regularisers (2) and (3), of a run that stops at ``depth``."""
+        if depth == 0 or len(trace.parent) == 0 or len(reward) == 0:
             return torch.zeros((), device=reward.device)
-        config, baseline = self.config, float(self.baseline)  # type: ignore[arg-type]
+        config, baseline = self.config, float(self.baseline[depth])
         known = None if np.isnan(baseline) else baseline
         used = float(reward.detach().mean()) if known is None else known
-        self.baseline.fill_(next_baseline(known, reward))  # type: ignore[operator]
-        log_prob = trace.decision_log_prob(self.depth)[alive]
-        cells = trace.expected_cells(self.depth, shared=config.share_cells)[alive]
-        by_cell = trace.mean_by_cell(self.depth, config.grid.count)
+        self.baseline[depth] = next_baseline(known, reward)
+        log_prob = trace.decision_log_prob(depth)[alive]
+        cells = trace.expected_cells(depth, shared=config.share_cells)[alive]
+        by_cell = trace.mean_by_cell(depth, config.grid.count)
         compared: float | Tensor = used
         if config.baseline == "leave_one_out":
             compared = others_mean(reward, torch.div(alive, config.samples, rounding_mode="floor"), used)
-        return (
+        objective = (
             config.lambda_f * reinforce(log_prob, reward, compared)
-            + config.lambda_t * cost_penalty(cells, c_t)
-            + config.lambda_r * diversity_penalty(by_cell, self.c_r)
+            + config.lambda_t * cost_penalty(cells, self.cells_wanted(depth, progress))
+            + config.lambda_r * diversity_penalty(by_cell, config.even_probability(depth))
         )
+        if config.lambda_e > 0:
+            objective = objective + config.lambda_e * mean_entropy(trace.decision_logit(depth))
+        return objective
 
 
 def stages(config: TopDownConfig) -> list[Stage]:
