@@ -1,15 +1,17 @@
 """From regions to patches: the only door between images and models."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrtrav.errors import PyramidError
+from pyrtrav.errors import ConfigError, PyramidError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Patches
 from pyrtrav.selection import Floats, Ints
@@ -41,11 +43,8 @@ class PatchSampler:
 
     def __call__(
         self, image: Ints, region: Floats
-    ) -> tuple[UInt8[Tensor, "fixation channels size size"], dict[int, PyramidError]]:
-        """Return the patches of regions (fixation axis) and, per image that could not be read, why.
-
-        The same region of the same pyramid, as in repeated draws for one image, is read once.
-        """
+    ) -> tuple[Shaped[Tensor, "fixation channels size size"], dict[int, PyramidError]]:
+        """Return the patches of regions (fixation axis) in 0..255 and, per place on it, why one could not be read."""
         channels = self.pyramids[0].channels
         patches = torch.empty((len(image), self.size, self.size, channels), dtype=torch.uint8, pin_memory=self.pinned)
         pixels = patches.numpy()
@@ -59,19 +58,111 @@ class PatchSampler:
                 failed = self._read(pyramid, region[members], members, pixels)
             except PyramidError as error:
                 failed = [error] * len(members)
-            for i, why in zip(members, failed, strict=True):
-                if why is not None:
-                    errors.setdefault(int(image[i]), why)
+            errors |= {i: why for i, why in zip(members, failed, strict=True) if why is not None}
         return patches.permute(0, 3, 1, 2), errors
 
     def _read(
         self, pyramid: Image, region: Floats, members: list[int], pixels: NDArray[np.uint8]
     ) -> list[PyramidError | None]:
         """Read the members' patches into their places; returns what went wrong with each."""
-        distinct, inverse = np.unique(region, axis=0, return_inverse=True)
-        if len(distinct) == len(region) and members[-1] - members[0] == len(members) - 1:
-            out = pixels[members[0] : members[-1] + 1]
-            return pyramid.read_many([Region(*row) for row in region.tolist()], self.size, out=out).errors
-        read = pyramid.read_many([Region(*row) for row in distinct.tolist()], self.size)
-        pixels[members] = read.pixels[inverse]
-        return [read.errors[j] for j in inverse.tolist()]
+        regions = [Region(*row) for row in region.tolist()]
+        first, last = members[0], members[-1] + 1
+        if last - first == len(members):
+            return pyramid.read_many(regions, self.size, out=pixels[first:last]).errors
+        read = pyramid.read_many(regions, self.size)
+        pixels[members] = read.pixels
+        return read.errors
+
+
+@dataclass(frozen=True, slots=True)
+class StackedImage:
+    """One image of a stack, as far as a traversal needs to know it."""
+
+    bounds: Region
+    mpp: None = None
+
+
+class ImageStack(Sequence[StackedImage]):
+    """Square images in memory, on any device, which a traversal reads there: for small images by the thousand.
+
+    Sides are a whole power of two times the patches' side. Patches are the means that files give too, but are not
+    rounded to whole numbers.
+    """
+
+    def __init__(self, pixels: Float[Tensor, "image channels side side"], *, samples: int = 1) -> None:
+        """Hold images in 0..255, each of which stands ``samples`` times in the sequence, in a run."""
+        self.pixels, self.samples = pixels, samples
+        side = float(pixels.shape[-1])
+        self._image = StackedImage(Region(0.0, 0.0, side, side))
+
+    def __len__(self) -> int:
+        return len(self.pixels) * self.samples
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        numbers = range(len(self))[index]
+        return [self._image] * len(numbers) if isinstance(numbers, range) else self._image
+
+    def __iter__(self) -> Iterator[StackedImage]:
+        return iter([self._image] * len(self))
+
+    def repeated(self, samples: int) -> "ImageStack":
+        """Return the same images, each ``samples`` times."""
+        return ImageStack(self.pixels, samples=samples)
+
+
+class StackSampler:
+    """Cuts patches out of a stack, on its device."""
+
+    def __init__(self, images: ImageStack, size: int) -> None:
+        side = images.pixels.shape[-1]
+        halvings = math.log2(side / size)
+        if images.pixels.shape[-2] != side or not halvings.is_integer():
+            raise ConfigError(f"stacked images have sides of {size} x 2^k, not {images.pixels.shape[-2]} x {side}")
+        self.size, self._samples = size, images.samples
+        self._levels = [images.pixels.permute(0, 2, 3, 1)]
+        level = images.pixels
+        for _ in range(int(halvings)):
+            level = torch.nn.functional.avg_pool2d(level, 2)
+            self._levels.append(level.permute(0, 2, 3, 1))
+
+    def __call__(
+        self, image: Ints, region: Floats
+    ) -> tuple[Shaped[Tensor, "fixation channels size size"], dict[int, PyramidError]]:
+        """As ``PatchSampler``; nothing can fail here."""
+        device, channels = self._levels[0].device, self._levels[0].shape[3]
+        number = np.rint(np.log2(region[:, 2] / self.size)).astype(np.int64)
+        corner = np.rint(region[:, :2] / 2.0 ** number[:, None]).astype(np.int64)
+        place = torch.from_numpy(np.stack([image // self._samples, corner[:, 1], corner[:, 0]])).to(device)
+        along = torch.arange(self.size, device=device)
+        patches = self._levels[0].new_empty(len(image), self.size, self.size, channels)
+        for level in np.unique(number).tolist():
+            own = torch.from_numpy(np.flatnonzero(number == level)).to(device)
+            source, top, left = place[:, own]
+            rows, columns = top[:, None, None] + along[:, None], left[:, None, None] + along
+            patches[own] = self._levels[level][source[:, None, None], rows, columns]
+        return patches.permute(0, 3, 1, 2), {}
+
+
+Images = Sequence[Image] | ImageStack
+"""What a traversal takes."""
+
+
+def repeat_images(images: Images, samples: int) -> Images:
+    """Return every image ``samples`` times, in runs."""
+    if isinstance(images, ImageStack):
+        return images.repeated(samples)
+    return [image for image in images for _ in range(samples)]
+
+
+def sources(images: Images) -> Ints:
+    """Return a number for each image that is equal where the image is the same one."""
+    if isinstance(images, ImageStack):
+        return np.arange(len(images)) // images.samples
+    return np.unique([id(image) for image in images], return_inverse=True)[1]
+
+
+def make_sampler(images: Images, size: int, device: torch.device) -> PatchSampler | StackSampler:
+    """Return what reads patches of ``size`` pixels for a model on the device."""
+    if isinstance(images, ImageStack):
+        return StackSampler(images, size)
+    return PatchSampler(images, size, pinned=device.type == "cuda")

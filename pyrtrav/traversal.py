@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from pyrtrav.encoders.base import Encoder, Encoding
 from pyrtrav.errors import PyramidError
 from pyrtrav.geometry import Grid, halvings, root_region
-from pyrtrav.sampling import Image, PatchSampler
+from pyrtrav.sampling import Image, Images, PatchSampler, StackedImage, StackSampler, make_sampler, sources
 from pyrtrav.selection import Bools, Floats, Ints, Settings, affordable, best_first, eligible_edges
-from pyrtrav.trace import Trace
+from pyrtrav.trace import Trace, place
 
 Draws = Callable[[Trace, Ints, Ints], Floats]
 """(trace, parents, cells) -> uniforms in 0..1 on the edge axis; an edge is on where its draw is below its
@@ -55,6 +55,25 @@ class Fixations(NamedTuple):
     """For each of them its place on the fixation axis."""
 
 
+class Expanded(NamedTuple):
+    """The fixations of a step, and what the encoder made of the distinct places that they look at."""
+
+    fixation: Ints
+    """In the trace."""
+    encoding: Encoding
+    place: Ints
+    """For each fixation where its place stands in the encoding."""
+
+
+class Reading(NamedTuple):
+    """Where patches come from."""
+
+    sampler: PatchSampler | StackSampler
+    source: Ints
+    """Per image: equal numbers are one image."""
+    encode_batch: int
+
+
 class Limits(NamedTuple):
     """Per image: how deep it goes, and the rectangle (left, top, right, bottom) that holds image."""
 
@@ -74,29 +93,30 @@ class Traversal(nn.Module):
     def grid(self) -> Grid:
         return self.policy.grid
 
-    def forward(self, images: Sequence[Image], settings: Settings, generator: Generators | None = None) -> Trace:
+    def forward(self, images: Images, settings: Settings, generator: Generators | None = None) -> Trace:
         """Traverse the images.
 
         Args:
-            images: open pyramids of the encoder's channels; one may occur several times (Monte Carlo samples).
+            images: open pyramids of the encoder's channels; one may occur several times (Monte Carlo samples): what
+                several of them look at is read and encoded once.
             settings: how deep and by what selection.
             generator: for ``sample``: one for all, or one for each image.
         """
         base = self.encoder.base_resolution
         device = next(self.parameters()).device
         trace = Trace([root_region(image.bounds, base) for image in images], device)
-        limits = self._limits(images, trace, settings)
-        sampler = PatchSampler(images, base, pinned=device.type == "cuda")
+        limits = self._limits(images, settings)
+        reading = Reading(make_sampler(images, base, device), sources(images), settings.encode_batch)
         fixations = _glance(trace)
         step = 0
         while len(fixations.image):
-            expanded, encoding = self._look(trace, fixations, sampler, settings.encode_batch, step)
-            self._propose(trace, expanded, encoding, limits, settings, generator)
+            expanded = self._look(trace, fixations, reading, step)
+            self._propose(trace, expanded, limits, settings, generator)
             fixations = self._choose(trace, settings)
             step += 1
         return trace
 
-    def depth_of(self, image: Image, settings: Settings) -> int:
+    def depth_of(self, image: Image | StackedImage, settings: Settings) -> int:
         """How deep the image is followed: the settings' depth, less where it has fewer halvings."""
         finest = 1.0
         if self.finest_mpp is not None and image.mpp is not None:
@@ -104,29 +124,28 @@ class Traversal(nn.Module):
         base = self.encoder.base_resolution
         return min(settings.depth, halvings(root_region(image.bounds, base), base, self.grid.side, finest))
 
-    def _limits(self, images: Sequence[Image], trace: Trace, settings: Settings) -> Limits:
+    def _limits(self, images: Images, settings: Settings) -> Limits:
         depth = np.array([self.depth_of(image, settings) for image in images], np.int64)
         bounds = np.array([(b.x, b.y, b.right, b.bottom) for b in (image.bounds for image in images)])
         return Limits(depth, bounds)
 
     # Look.
 
-    def _look(
-        self, trace: Trace, fixations: Fixations, sampler: PatchSampler, encode_batch: int, step: int
-    ) -> tuple[Ints, Encoding]:
+    def _look(self, trace: Trace, fixations: Fixations, reading: Reading, step: int) -> Expanded:
         """Read and encode fixations and put them in the trace; those of images that fail are dropped."""
+        source = reading.source[fixations.image]
+        where = place(source, fixations.depth, fixations.row, fixations.column)
+        distinct, inverse = _in_order(where)
         vectors, maps = [], []
-        for patches in self._read_ahead(trace, fixations, sampler, encode_batch):
+        for patches in self._read_ahead(trace, fixations, distinct, inverse, reading):
             begun = time.perf_counter()
             encoding = self._encode(patches.to(trace.device, non_blocking=True))
             vectors.append(encoding.vector)
             maps.append(encoding.map)
             trace.seconds["encode"] += time.perf_counter() - begun
-        vector, map_ = torch.cat(vectors), torch.cat(maps)
+        encoding = Encoding(torch.cat(vectors), torch.cat(maps)) if len(vectors) > 1 else encoding
         keep = np.flatnonzero(trace.alive[fixations.image])
-        if len(keep) < len(fixations.image):
-            index = torch.from_numpy(keep).to(trace.device)
-            vector, map_ = vector[index], map_[index]
+        at = inverse[keep]
         added = trace.add_fixations(
             fixations.image[keep],
             fixations.depth[keep],
@@ -134,12 +153,12 @@ class Traversal(nn.Module):
             fixations.column[keep],
             fixations.row[keep],
             fixations.region[keep],
-            vector,
+            _rows(encoding.vector, at),
         )
         index_of = np.full(len(fixations.image), -1)
         index_of[keep] = added
         trace.child[fixations.edge] = index_of[fixations.leads_to]
-        return added, Encoding(vector, map_)
+        return Expanded(added, encoding, at)
 
     def _encode(self, patches: Tensor) -> Encoding:
         dtype = next(self.parameters()).dtype
@@ -149,31 +168,27 @@ class Traversal(nn.Module):
         return Encoding(encoding.vector.to(dtype), encoding.map.to(dtype))
 
     def _read_ahead(
-        self, trace: Trace, fixations: Fixations, sampler: PatchSampler, encode_batch: int
+        self, trace: Trace, fixations: Fixations, distinct: Ints, inverse: Ints, reading: Reading
     ) -> Iterator[Tensor]:
-        """Yield the patches chunk by chunk, with the next chunk being read meanwhile."""
-        starts = range(0, len(fixations.image), encode_batch)
+        """Yield the patches of the distinct places chunk by chunk, with the next chunk being read meanwhile."""
+        size = reading.encode_batch
+        starts = range(0, len(distinct), size)
 
         def read(start: int) -> tuple[Tensor, dict[int, PyramidError]]:
-            chunk = slice(start, start + encode_batch)
-            return sampler(fixations.image[chunk], fixations.region[chunk])
+            chunk = distinct[start : start + size]
+            return reading.sampler(fixations.image[chunk], fixations.region[chunk])
 
-        if len(starts) == 1:
-            begun = time.perf_counter()
-            patches, errors = read(0)
-            trace.seconds["read"] += time.perf_counter() - begun
-            _note_errors(trace, errors)
-            yield patches
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="pyrtrav-read") as reader:
-            ahead = reader.submit(read, 0)
+        with ThreadPoolExecutor(1, thread_name_prefix="pyrtrav-read") if len(starts) > 1 else nullcontext() as reader:
+            ahead = reader.submit(read, 0) if reader is not None else None
             for start in starts:
                 begun = time.perf_counter()
-                patches, errors = ahead.result()
+                patches, errors = read(start) if ahead is None else ahead.result()
                 trace.seconds["read"] += time.perf_counter() - begun
-                if start + encode_batch < len(fixations.image):
-                    ahead = reader.submit(read, start + encode_batch)
-                _note_errors(trace, errors)
+                if reader is not None and start + size < len(distinct):
+                    ahead = reader.submit(read, start + size)
+                for index, error in errors.items():
+                    for image in fixations.image[inverse == start + index].tolist():
+                        trace.errors[image] = trace.errors[image] or error
                 yield patches
 
     # Decide.
@@ -181,18 +196,18 @@ class Traversal(nn.Module):
     def _propose(
         self,
         trace: Trace,
-        fixations: Ints,
-        encoding: Encoding,
+        expanded: Expanded,
         limits: Limits,
         settings: Settings,
         generator: Generators | None,
     ) -> None:
         """Give the trace the edges of the new fixations that may be followed further."""
+        fixations, encoding = expanded.fixation, expanded.encoding
         deeper = trace.depth[fixations] < limits.depth[trace.image[fixations]]
         if not deeper.any():
             return
-        index = torch.from_numpy(np.flatnonzero(deeper)).to(trace.device)
-        logits = self.policy(Encoding(encoding.vector[index], encoding.map[index]))
+        needed, back = np.unique(expanded.place[deeper], return_inverse=True)
+        logits = _rows(self.policy(Encoding(_rows(encoding.vector, needed), _rows(encoding.map, needed))), back)
         parents = np.repeat(fixations[deeper], self.grid.count)
         cell = np.tile(np.arange(self.grid.count), int(deeper.sum()))
         column, row, region = self._cells(trace, parents, cell)
@@ -352,6 +367,17 @@ def _draw(trace: Trace, parents: Ints, cell: Ints, generator: Generators | None)
     return draws
 
 
-def _note_errors(trace: Trace, errors: dict[int, PyramidError]) -> None:
-    for image, error in errors.items():
-        trace.errors[image] = trace.errors[image] or error
+def _in_order(values: Ints) -> tuple[Ints, Ints]:
+    """Return where the distinct values first stand, in that order, and for every value its place among them."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return first[order], rank[inverse]
+
+
+def _rows(values: Tensor, index: Ints) -> Tensor:
+    """Return ``values[index]``, without a copy where that is all of them in order."""
+    if len(index) == len(values) and (index == np.arange(len(values))).all():
+        return values
+    return values[torch.from_numpy(index).to(values.device)]

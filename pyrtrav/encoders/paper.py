@@ -96,7 +96,8 @@ class PaperEncoder(Encoder):
                 layers.append(nn.LeakyReLU(slope))
                 depth = filters
             else:
-                layers.append(nn.MaxPool2d(kernel, stride))
+                # Before the activation instead of after it: the same values, for a quarter of the work.
+                layers.insert(-1, nn.MaxPool2d(kernel, stride))
                 side = (side - kernel) // stride + 1
         super().__init__(
             channels=table.channels,

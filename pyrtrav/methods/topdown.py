@@ -35,7 +35,6 @@ Differs from the paper:
    classified by itself (``lambda_v``), as in the published successor.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,7 +58,7 @@ from pyrtrav.policy_gradient import (
     probability_for,
     reinforce,
 )
-from pyrtrav.sampling import Image
+from pyrtrav.sampling import Image, Images, repeat_images
 from pyrtrav.selection import Ints, Settings
 from pyrtrav.trace import Trace
 from pyrtrav.traversal import Generators, Policy, Traversal
@@ -204,7 +203,7 @@ class TopDown(Model):
     def location(self) -> Policy:
         return self.traversal.policy
 
-    def look(self, images: Sequence[Image], settings: Settings, generator: Generators | None = None) -> Trace:
+    def look(self, images: Images, settings: Settings, generator: Generators | None = None) -> Trace:
         trace: Trace = self.traversal(images, settings, generator)
         return trace
 
@@ -285,14 +284,14 @@ class LearningRule(Objective):
     def forward(
         self,
         model: TopDown,
-        images: Sequence[Image],
+        images: Images,
         labels: Tensor,
         generator: Generators,
         progress: float = 1.0,
     ) -> tuple[Tensor, Metrics, Trace]:
         samples = self.config.samples if self.depth else 1
         settings = Settings(select="sample", depth=self.depth, share_cells=self.config.share_cells)
-        trace = model.look([image for image in images for _ in range(samples)], settings, generator)
+        trace = model.look(repeat_images(images, samples), settings, generator)
         target = labels.to(trace.device).repeat_interleave(samples)
         alive = torch.from_numpy(np.flatnonzero(trace.alive)).to(trace.device)
         objective = torch.zeros((), device=trace.device)
