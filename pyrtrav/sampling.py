@@ -89,7 +89,7 @@ class ImageStack(Sequence[StackedImage]):
     rounded to whole numbers.
     """
 
-    def __init__(self, pixels: Float[Tensor, "image channels side side"], *, samples: int = 1) -> None:
+    def __init__(self, pixels: Float[Tensor, "image channels height width"], *, samples: int = 1) -> None:
         """Hold images in 0..255, each of which stands ``samples`` times in the sequence, in a run."""
         self.pixels, self.samples = pixels, samples
         side = float(pixels.shape[-1])
@@ -116,7 +116,7 @@ class StackSampler:
     def __init__(self, images: ImageStack, size: int) -> None:
         side = images.pixels.shape[-1]
         halvings = math.log2(side / size)
-        if images.pixels.shape[-2] != side or not halvings.is_integer():
+        if images.pixels.shape[-2] != side or halvings < 0 or not halvings.is_integer():
             raise ConfigError(f"stacked images have sides of {size} x 2^k, not {images.pixels.shape[-2]} x {side}")
         self.size, self._samples = size, images.samples
         self._levels = [images.pixels.permute(0, 2, 3, 1)]

@@ -1,0 +1,88 @@
+"""Which models the MNIST experiments need, what each starts from, and the file that their results go to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.mnist_images import VARIANTS, Variant
+from benchmarks.mnist_train import Job
+
+# Appendix A.5.2.
+CELLS = {28: (2.0,), 56: (6.0, 12.0)}
+
+BEYOND: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("shared", {"share_cells": True}),
+    ("leave-one-out", {"baseline": "leave_one_out"}),
+    ("entropy", {"lambda_e": 1e-7}),
+    ("5x5", {"cells": 5, "side": 0.34375}),
+)
+"""What the paper has not, each measured against it: M3 at 56 px, c_t 12 (5 x 5 cells overlap as the successor's do)."""
+
+
+def paper_jobs(variants: Sequence[Variant], pairs: Sequence[int], seeds: Sequence[int]) -> Iterator[Job]:
+    """Figure 4's models: 14, 28 and 56 px, from scratch and gradual; parents before children."""
+    for seed in seeds:
+        for variant in variants:
+            for pair in pairs:
+                for model in ("M", "BL"):
+                    yield Job(variant, pair, model, 14, seed=seed)
+                # With two levels rule (4) is the first stage of gradual learning: there is one way.
+                for c_t in CELLS[28]:
+                    yield Job(variant, pair, "M", 28, c_t, seed=seed)
+                for start in ("scratch", "gradual"):
+                    yield Job(variant, pair, "BL", 28, start=start, seed=seed)
+                for start in ("scratch", "gradual"):
+                    yield Job(variant, pair, "BL", 56, start=start, seed=seed)
+                    for c_t in CELLS[56]:
+                        yield Job(variant, pair, "M", 56, c_t, start, seed)
+
+
+def beyond_jobs(variants: Sequence[Variant], seeds: Sequence[int]) -> Iterator[Job]:
+    """The options that the paper has not."""
+    for seed in seeds:
+        for variant in variants:
+            for _, options in BEYOND:
+                yield Job(variant, 3, "M", 56, 12.0, "scratch", seed, tuple(options.items()))
+
+
+def parent_of(job: Job) -> Job | None:
+    """The model whose weights a job starts from."""
+    if job.start == "scratch":
+        return None
+    smaller = replace(job, resolution=job.resolution // 2)
+    if job.model == "M":
+        return replace(smaller, c_t=CELLS[28][0], start="scratch")
+    return replace(smaller, start="scratch" if smaller.resolution == 14 else "gradual")
+
+
+def select(jobs: Iterable[Job], only: Sequence[str]) -> list[Job]:
+    """The jobs whose names hold one of the words, and their parents before them."""
+    chosen: dict[str, Job] = {}
+    for job in jobs:
+        if only and not any(word in job.name for word in only):
+            continue
+        line = [job]
+        while (parent := parent_of(line[-1])) is not None:
+            line.append(parent)
+        for each in reversed(line):
+            chosen.setdefault(each.name, each)
+    return list(chosen.values())
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The results so far, the last one of each name."""
+    if not path.exists():
+        return []
+    found: dict[str, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.endswith("}"):  # else torn by a crash
+            row = json.loads(line)
+            found[row["name"]] = row
+    return list(found.values())
+
+
+__all__ = ["BEYOND", "VARIANTS", "beyond_jobs", "paper_jobs", "parent_of", "read_results", "select"]
