@@ -81,12 +81,18 @@ def work(
 
     torch.set_num_threads(1)
     data = load_digits(asked.data, asked.device)
+    parent_process = os.getppid()
+
+    def should_stop() -> bool:
+        orphaned = os.getppid() != parent_process
+        return orphaned or (deadline is not None and time.time() > deadline)
+
     for line in lines:
         for job in line:
             parent = parent_of(job)
             start = None if parent is None else asked.out / f"{parent.name}.safetensors"
             run = Run(job, schedule, data, asked.out, asked.device)
-            result = run.train(start, lambda: deadline is not None and time.time() > deadline)
+            result = run.train(start, should_stop)
             if result is None:
                 return
             with lock:
