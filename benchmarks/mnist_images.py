@@ -25,7 +25,7 @@ from torch.nn.functional import avg_pool2d
 Variant = Literal["plain", "textured", "noisy"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
-CANVAS, DIGIT = 56, 28
+DIGIT = 28
 NOISE = 0.1
 """Share of pixels that noise replaces, half by black and half by white."""
 
@@ -60,16 +60,19 @@ class Digits:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def images(self, index: Tensor, variant: Variant, resolution: int, generator: torch.Generator) -> Tensor:
+    def images(
+        self, index: Tensor, variant: Variant, resolution: int, generator: torch.Generator, *, side: int = 56
+    ) -> Tensor:
         """Return new images of the digits ``index``: (n, 1, resolution, resolution) in 0..255.
 
         Args:
-            resolution: 56, or that divided by a power of two: means.
+            resolution: ``side``, or that divided by a power of two: means.
             generator: of the digits' device.
+            side: of the canvas: 56 as in the paper; 112 is "translated MNIST".
         """
         count, device = len(index), self.digits.device
-        canvas = self._background(count, variant, generator)
-        corner = torch.randint(CANVAS - DIGIT + 1, (2, count, 1), generator=generator, device=device)
+        canvas = self._background(count, variant, side, generator)
+        corner = torch.randint(side - DIGIT + 1, (2, count, 1), generator=generator, device=device)
         along = torch.arange(DIGIT, device=device)
         rows, columns = (corner[0] + along)[:, :, None], (corner[1] + along)[:, None, :]
         number = torch.arange(count, device=device)[:, None, None]
@@ -78,16 +81,16 @@ class Digits:
             draw = torch.rand(canvas.shape, generator=generator, device=device)
             canvas[draw < NOISE] = 255
             canvas[draw < NOISE / 2] = 0
-        return avg_pool2d(canvas[:, None].float(), CANVAS // resolution)
+        return avg_pool2d(canvas[:, None].float(), side // resolution)
 
-    def _background(self, count: int, variant: Variant, generator: torch.Generator) -> Tensor:
+    def _background(self, count: int, variant: Variant, side: int, generator: torch.Generator) -> Tensor:
         device = self.digits.device
         if variant != "textured":
-            return torch.zeros(count, CANVAS, CANVAS, dtype=torch.uint8, device=device)
-        along = torch.arange(CANVAS, device=device)
+            return torch.zeros(count, side, side, dtype=torch.uint8, device=device)
+        along = torch.arange(side, device=device)
         height, width = self.grass.shape
-        top = torch.randint(height - CANVAS + 1, (count, 1), generator=generator, device=device)
-        left = torch.randint(width - CANVAS + 1, (count, 1), generator=generator, device=device)
+        top = torch.randint(height - side + 1, (count, 1), generator=generator, device=device)
+        left = torch.randint(width - side + 1, (count, 1), generator=generator, device=device)
         return self.grass[(top + along)[:, :, None], (left + along)[:, None, :]]
 
 
