@@ -233,13 +233,19 @@ class Predictor:
             mark = fingerprint(absolute)
         except (PyrtravError, OSError):
             mark = None
-        card = self.loaded.card
-        # All settings but the one that changes no result: the resume key is made of them.
         return {
             "schema": RESULT_SCHEMA,
             "version": __version__,
             "image": short_name(absolute),
             "input": {"path": absolute, "fingerprint": mark},
+            **self.described(settings, mpp),
+        }
+
+    def described(self, settings: Settings, mpp: float | None) -> dict[str, Any]:
+        """Return the settings and the model as every record names them."""
+        card = self.loaded.card
+        # All settings but the one that changes no result: the resume key is made of them.
+        return {
             "settings": {
                 **{name: value for name, value in asdict(settings).items() if name != "encode_batch"},
                 "tau": list(settings.tau) if settings.tau else None,
