@@ -81,7 +81,12 @@ def evaluate(
         _print(report)
         if written:
             stdout.print(pairs([(name, path) for name, path in written.items()]))
+    _note_limits(report, quiet)
     _fail_where_images_failed(report, quiet)
+
+
+_MOST_SHOWN = 12
+"""Classes up to which a terminal shows the confusion matrix."""
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -94,7 +99,7 @@ def _print(report: dict[str, Any]) -> None:
             title=f"{data['images']:,} images of {data['path']} ({data['split']})",
         )
     )
-    columns = ("class", "images", "predicted", "recall", "specificity", "precision", "f1", "auroc")
+    columns = ("class", "images", "recall", "specificity", "precision", "f1", "auroc")
     stdout.print(
         table(
             columns,
@@ -102,7 +107,8 @@ def _print(report: dict[str, Any]) -> None:
             title="by class",
         )
     )
-    _print_confusion(report["confusion"])
+    if len(report["confusion"]["classes"]) <= _MOST_SHOWN:
+        _print_confusion(report["confusion"])
     points = [(f"depth {point['depth']}", point) for point in report["by_depth"]]
     points += [(f"budget {point['budget']}", point) for point in report["by_budget"]]
     stdout.print(
@@ -145,6 +151,19 @@ def _number(value: Any, digits: int = 3, unit: float = 1) -> str:
 
 def _interval(found: dict[str, Any]) -> str:
     return "-" if found["low"] is None else f"{found['low']:.3f} to {found['high']:.3f}"
+
+
+def _note_limits(report: dict[str, Any], quiet: bool) -> None:
+    """What the figures cannot say."""
+    bootstrap = report["bootstrap"]
+    if report["metrics"]["accuracy"]["value"] in (0, 1):
+        note(
+            f"all images are alike right or wrong, so resampling shows no spread; of {bootstrap['units']} "
+            f"{bootstrap['unit']}s, errors of up to {min(1, 3 / bootstrap['units']):.1%} could still be missed",
+            quiet,
+        )
+    if report["model"]["multi_level"] is False and len(report["by_depth"]) > 1:
+        note("the model was trained for its last depth alone (multi_level is off): earlier ones mean little", quiet)
 
 
 def _fail_where_images_failed(report: dict[str, Any], quiet: bool) -> None:

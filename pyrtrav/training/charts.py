@@ -5,6 +5,7 @@ Drawn from the report alone, by matplotlib without its global state: no window s
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,7 +79,8 @@ def legible(text: str, length: int = 40) -> str:
 def _subject(report: Mapping[str, Any]) -> str:
     data = report["data"]
     split = "" if data["split"] == "all" else f" ({data['split']})"
-    return f"{legible(report['model']['name'])} on {data['images']:,} images of {legible(os.path.basename(data['path']))}{split}"
+    source = legible(os.path.basename(data["path"]))
+    return f"{legible(report['model']['name'])} on {data['images']:,} images of {source}{split}"
 
 
 # Confusion.
@@ -146,20 +148,20 @@ def _cost(report: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(12, 9), layout="constrained")
     grid = figure.subplots(2, 2, sharey=True)
     lowest = _lowest(report)
-    for axes, (name, label) in zip(grid.flat, COST_NAMES.items(), strict=True):
+    for axes, name in zip(grid.flat, COST_NAMES, strict=True):
         _draw_series(axes, report["by_depth"], name, "depth", BY_DEPTH, "o-")
         _draw_series(axes, report["by_budget"], name, "budget", BY_BUDGET, "s--")
         _draw_floor(axes, report)
-        _scale(axes, label, lowest)
+        _scale(axes, name, lowest)
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     unit = "groups" if report["bootstrap"]["unit"] == "group" else "images"
-    figure.suptitle(
-        f"Accuracy against cost: {_subject(report)}\nbars: 95% intervals by resampling the {report['bootstrap']['units']:,} {unit}",
-        fontsize=13,
-    )
+    notes = [f"bars: 95% intervals by resampling the {report['bootstrap']['units']:,} {unit}"]
+    if report["model"]["multi_level"] is False and len(report["by_depth"]) > 1:
+        notes.append("the model was trained for its last depth alone")
+    figure.suptitle(f"Accuracy against cost: {_subject(report)}\n{'; '.join(notes)}", fontsize=13)
     return figure
 
 
@@ -215,21 +217,23 @@ def _lowest(report: Mapping[str, Any]) -> float:
     """Where the axis of accuracies begins: a round value below all that is drawn."""
     data = report["data"]
     ends = [point["metrics"]["accuracy"]["low"] for point in (*report["by_depth"], *report["by_budget"])]
-    return max(0.0, np.floor(min([*ends, max(data["by_class"].values()) / data["images"]]) * 10 - 0.5) / 10)
+    lowest = min([*ends, max(data["by_class"].values()) / data["images"]])
+    return max(0.0, math.floor(lowest * 10 - 0.5) / 10)
 
 
-def _scale(axes: Axes, label: str, lowest: float) -> None:
+def _scale(axes: Axes, cost: str, lowest: float) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
+    axes.margins(x=0.1)
     left, right = axes.get_xlim()
     if right < 4 * left:  # points of one cost, or nearly: a log axis of less than a decade has no round ticks
         middle = (left * right) ** 0.5
         axes.set_xlim(middle / 4, middle * 4)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.xaxis.set_major_formatter("{x:g}" if cost == "seconds" else EngFormatter(sep=" "))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylim(lowest, 1.04)
-    axes.set_xlabel(label)
+    axes.set_ylim(lowest, 1.07)
+    axes.set_xlabel(COST_NAMES[cost])
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)

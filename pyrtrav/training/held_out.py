@@ -1,7 +1,8 @@
 """Which labelled images a model is judged on.
 
 The data look as for training (a folder with a folder for each class, or a table), but nothing is divided: the test
-images are those that the data call so, and a class may be missing. The class names must be the model's.
+images are those that the data call so. A class may be missing, and an image that a table lists is judged, whether it
+can be opened or not. The class names must be the model's.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def load_held_out(
     if split is not None and split not in (*SPLITS, ALL):
         raise ConfigError(f"unknown split {split!r}{nearest_name(split, (*SPLITS, ALL))}")
     path = os.path.abspath(source)
-    rows, warnings = read_rows(path)
+    rows, warnings = read_rows(path, keep_all=True)
     if not rows:
         raise DatasetError(f"{path}: lists no image that can be opened")
     given = [name for name in SPLITS if any(row.split == name for row in rows)]

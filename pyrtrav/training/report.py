@@ -80,6 +80,8 @@ def evaluate_model(
 
         return run_over(predictor, examples, predictor.settings(**look), mpp=mpp, on_images=on_images)
 
+    # What a process loads and compiles at its first look is the time of no image.
+    predictor.predict([examples[0].path], settings, mpp=mpp)
     run = judge("as asked", look)
     if budgets is None:
         budgets = default_budgets(predictor, run)
@@ -94,6 +96,7 @@ def evaluate_model(
             "name": short_name(predictor.loaded.path),
             **predictor.described(settings, mpp)["model"],
             "purpose": predictor.card.purpose,
+            "multi_level": predictor.card.config.get("multi_level"),
         },
         "settings": predictor.described(settings, mpp)["settings"],
         **_figures(predictor, held_out, run, by_budget),

@@ -38,7 +38,8 @@ class Run:
     @property
     def final(self) -> NDArray[np.float64]:
         """(image, class): what the image is classified by."""
-        return self.probabilities[-1]
+        last: NDArray[np.float64] = self.probabilities[-1]
+        return last
 
 
 def run_over(
