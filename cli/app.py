@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from pyrtrav import __version__
-from pyrtrav.cli import classify, convert, doctor, explain, info, train
+from pyrtrav.cli import classify, convert, doctor, evaluate, explain, info, train
 from pyrtrav.cli.render import show_log, stderr
 from pyrtrav.errors import PyramidError, PyrtravError
 
@@ -41,7 +41,15 @@ def options(
     """Options of all commands stand before the command's name."""
 
 
-for command in (info.info, classify.classify, train.train, explain.explain, convert.convert, doctor.doctor):
+for command in (
+    info.info,
+    classify.classify,
+    train.train,
+    explain.explain,
+    evaluate.evaluate,
+    convert.convert,
+    doctor.doctor,
+):
     app.command()(command)
 
 

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from pyrtrav import __version__
 from pyrtrav.errors import ConfigError, PyrtravError
 from pyrtrav.geometry import root_region
+from pyrtrav.ledger import DepthCost, cost_of, costs_by_depth, pixel_rule
 from pyrtrav.methods import find_method
 from pyrtrav.model_file import LoadedModel, ModelCard, load_model
 from pyrtrav.pyramid import Pyramid, open_pyramid
@@ -30,6 +31,8 @@ class Outcome(NamedTuple):
     record: Record
     tree: ParseTree | None
     error: PyrtravError | None = None
+    by_depth: tuple[DepthCost, ...] = ()
+    """What the looks down to each depth cost, where that was asked for."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -135,10 +138,12 @@ class Predictor:
         settings: Settings | None = None,
         *,
         mpp: float | None = None,
+        cost_by_depth: bool = False,
     ) -> list[Outcome]:
         """Classify images together: their fixations share the encoder's batches, their results do not depend on it.
 
         An image that cannot be opened or read has an error record and no tree; the others are done.
+        ``cost_by_depth`` asks for the cost of every depth, too.
         """
         settings = settings or self.settings()
         check_mpp(mpp)
@@ -154,7 +159,7 @@ class Predictor:
                 else:
                     opened.append((number, image, time.perf_counter() - begun))
             if opened:
-                outcomes.update(self._predict_open(opened, settings, mpp))
+                outcomes.update(self._predict_open(opened, settings, mpp, cost_by_depth))
         return [outcomes[number] for number in range(len(paths))]
 
     def explain(
@@ -172,7 +177,7 @@ class Predictor:
         return outcome.tree
 
     def _predict_open(
-        self, opened: Sequence[tuple[int, Pyramid, float]], settings: Settings, mpp: float | None
+        self, opened: Sequence[tuple[int, Pyramid, float]], settings: Settings, mpp: float | None, cost_by_depth: bool
     ) -> dict[int, Outcome]:
         images = [image for _, image, _ in opened]
         begun = time.perf_counter()
@@ -185,6 +190,7 @@ class Predictor:
                 for depth in range(max(depths) + 1)
             ]
             macs, encoded = self.model.macs(trace), self.model.pixels_encoded(trace)
+            prefix_macs = [self.model.macs(trace.until(z)) for z in range(max(depths))] if cost_by_depth else []
         elapsed = time.perf_counter() - begun
         outcomes = {}
         for i, (number, image, seconds) in enumerate(opened):
@@ -196,13 +202,16 @@ class Predictor:
                 **self.head(image.path, settings, mpp),
                 "status": "ok",
                 **self._beliefs([level[i].tolist() for level in levels[: depths[i] + 1]]),
-                "cost": _cost(trace, i, image, macs[i], encoded[i], seconds, elapsed),
+                "cost": cost_of(trace, i, image, macs[i], encoded[i], seconds, elapsed),
             }
-            record["input"] |= _pixel_rule(image)
+            record["input"] |= pixel_rule(image)
             warnings = self._warnings(image)
             if warnings:
                 record["warnings"] = warnings
-            outcomes[number] = Outcome(record, self._tree(trace, i, image, record))
+            tree = self._tree(trace, i, image, record)
+            own_macs = [*(prefix[i] for prefix in prefix_macs[: depths[i]]), macs[i]]
+            by_depth = costs_by_depth(tree, image, own_macs) if cost_by_depth else ()
+            outcomes[number] = Outcome(record, tree, None, by_depth)
         return outcomes
 
     def _beliefs(self, levels: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -224,13 +233,19 @@ class Predictor:
             mark = fingerprint(absolute)
         except (PyrtravError, OSError):
             mark = None
-        card = self.loaded.card
-        # All settings but the one that changes no result: the resume key is made of them.
         return {
             "schema": RESULT_SCHEMA,
             "version": __version__,
             "image": short_name(absolute),
             "input": {"path": absolute, "fingerprint": mark},
+            **self.described(settings, mpp),
+        }
+
+    def described(self, settings: Settings, mpp: float | None) -> dict[str, Any]:
+        """Return the settings and the model as every record names them."""
+        card = self.loaded.card
+        # All settings but the one that changes no result: the resume key is made of them.
+        return {
             "settings": {
                 **{name: value for name, value in asdict(settings).items() if name != "encode_batch"},
                 "tau": list(settings.tau) if settings.tau else None,
@@ -270,35 +285,3 @@ class Predictor:
             image.background,
             self.model.nodes(trace, i),
         )
-
-
-def _cost(
-    trace: Trace, i: int, image: Pyramid, macs: int, encoded: int, open_seconds: float, elapsed: float
-) -> dict[str, Any]:
-    """The image's ledger; the time of a batch is shared out by fixations."""
-    fixations = int((trace.image == i).sum())
-    share = fixations / max(len(trace.image), 1)
-    cost = replace(
-        image.cost,
-        tiles_total=image.tiles_total,
-        pixels_encoded=encoded,
-        fixations=fixations,
-        macs=macs,
-        truncated=bool(trace.truncated[i]),
-        seconds={
-            "open": round(open_seconds, 6),
-            **{phase: round(seconds * share, 6) for phase, seconds in trace.seconds.items()},
-            "total": round(open_seconds + elapsed * share, 6),
-        },
-    )
-    return asdict(cost)
-
-
-def _pixel_rule(image: Pyramid) -> dict[str, Any]:
-    rule = image.pixel_rule
-    return {
-        "backend": image.backend,
-        "channels": rule.channels,
-        "chosen": list(rule.chosen) if rule.chosen else None,
-        "window": list(rule.window) if rule.window else None,
-    }

@@ -86,6 +86,23 @@ class Trace:
         self.child = np.concatenate([self.child, np.full(len(parent), -1)])
         self._logits.append(logit)
 
+    def until(self, depth: int) -> "Trace":
+        """The part of the trace that a run down to ``depth`` sees: its fixations, and the decisions above it."""
+        kept = np.flatnonzero(self.depth <= depth)
+        edges = self.decisions(depth)
+        number = np.full(len(self.image) + 1, -1)
+        number[kept] = np.arange(len(kept))
+        part = Trace(self.roots, self.device)
+        part.errors, part.truncated = list(self.errors), self.truncated.copy()
+        for name in ("image", "depth", "step", "column", "row", "region"):
+            setattr(part, name, getattr(self, name)[kept])
+        for name in ("cell", "cell_column", "cell_row", "cell_region", "probability", "eligible"):
+            setattr(part, name, getattr(self, name)[edges])
+        # A child of -1 is no fixation and stays -1.
+        part.parent, part.child = number[self.parent[edges]], number[self.child[edges]]
+        part._vectors, part._logits = [self.vector[self._tensor(kept)]], [self.logit[self._tensor(edges)]]
+        return part
+
     # Reading.
 
     @property

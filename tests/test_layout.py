@@ -17,7 +17,7 @@ FLOORS = [
     ["encoders", "policy_gradient"],
     ["traversal"],
     ["methods"],
-    ["model_file", "predict"],
+    ["model_file", "ledger", "predict"],
     ["training", "cohort"],
     ["cli"],
 ]

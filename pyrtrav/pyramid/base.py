@@ -129,6 +129,10 @@ class Pyramid(ABC):
         """How much the decoder of a level can shrink tiles: 1, 2, 4 or 8."""
         return 1
 
+    def stored_tile(self, key: Key) -> Key:
+        """The tile that is decoded when a level's tile is needed: itself, but where several are made from one."""
+        return key
+
     def _stored_background(self) -> tuple[int, ...]:
         """RGB outside the image: the file's own, else white."""
         return 255, 255, 255

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pyrtrav.errors import UnsupportedFormatError
 from pyrtrav.geometry import Grid, Region, halvings, root_region
 from pyrtrav.pyramid.base import Level, Pyramid
-from pyrtrav.pyramid.batch import tile_range
+from pyrtrav.pyramid.batch import box_of, tile_range
+from pyrtrav.pyramid.tiles import Key
 
 MAX_GLANCE_PIXELS = 256_000_000
 """A glance that decodes more is refused: the image lacks a pyramid."""
@@ -26,6 +28,28 @@ def glance_pixels(pyramid: Pyramid, base_resolution: int) -> int:
     root = root_region(pyramid.bounds, base_resolution)
     level = pyramid.level_for(root, (base_resolution, base_resolution))
     return _pixels(level, tiles_of(pyramid, level, root))
+
+
+def tiles_decoded_for(pyramid: Pyramid, looks: Iterable[tuple[Region, int]]) -> set[Key]:
+    """Return the stored tiles that reading regions at sizes decodes, each once; declared empty ones included."""
+    keys: set[Key] = set()
+    for region, size in looks:
+        level = pyramid.level_for(region, (size, size))
+        box = box_of(region, (size, size), level, (pyramid.width, pyramid.height))
+        left, top, right, bottom = box.extent(size, size)
+        columns = tile_range(left, right, level.tile_width, level.width)
+        rows = tile_range(top, bottom, level.tile_height, level.height)
+        keys |= {pyramid.stored_tile((level.index, column, row)) for row in rows for column in columns}
+    return keys
+
+
+def pixels_decoded_for(pyramid: Pyramid, looks: Iterable[tuple[Region, int]]) -> int:
+    """Return the pixels of those tiles: ``Cost.pixels_decoded`` where none was cached or had to be decoded twice.
+
+    Tiles at the image's edge count as whole, which is how TIFF and zarr store them.
+    """
+    levels = [pyramid.levels[index] for index, _, _ in tiles_decoded_for(pyramid, looks)]
+    return sum(level.tile_width * level.tile_height for level in levels)
 
 
 def _pixels(level: Level, tiles: int) -> int:

@@ -92,13 +92,15 @@ class RasterPyramid(Pyramid):
     def _is_whole(self, level: int) -> bool:
         return self._whole is not None and level >= self._whole
 
+    def stored_tile(self, key: Key) -> Key:
+        return (self._whole, 0, 0) if self._whole is not None and self._is_whole(key[0]) else key
+
     def _tile(self, key: Key, shrink: int = 1) -> Tile | None:
         if not self._is_whole(key[0]):
             return super()._tile(key)
         # One thread decodes; the others wait for it.
         with self._decoding:
-            assert self._whole is not None
-            self._count_distinct((self._whole, 0, 0))
+            self._count_distinct(self.stored_tile(key))
             return self._level_tile(key)
 
     def _level_tile(self, key: Key) -> Tile:

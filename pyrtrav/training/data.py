@@ -77,9 +77,9 @@ def load_dataset(source: str | Path, *, seed: int = 0) -> Dataset:
     rows, warnings = read_rows(path)
     classes = _classes(rows, path)
     _check_splits(rows)
-    _check_groups(rows)
+    check_groups(rows)
     rows = _with_validation(rows, seed, path, warnings)
-    _check_contents(rows, warnings)
+    check_contents(rows, warnings)
     index = {name: number for number, name in enumerate(classes)}
     examples = (Example(row.path, index[row.label], cast(Split, row.split), row.group, row.source) for row in rows)
     return Dataset(tuple(classes), tuple(examples), tuple(warnings))
@@ -110,7 +110,7 @@ def _check_splits(rows: Sequence[Row]) -> None:
             )
 
 
-def _check_groups(rows: Sequence[Row]) -> None:
+def check_groups(rows: Sequence[Row]) -> None:
     seen: dict[str, Row] = {}
     for row in rows:
         if row.group is None:
@@ -214,7 +214,7 @@ def _is_last(unit: str, classes: Mapping[str, AbstractSet[str]], chosen: Abstrac
 # The same content twice.
 
 
-def _check_contents(rows: Sequence[Row], warnings: list[str]) -> None:
+def check_contents(rows: Sequence[Row], warnings: list[str]) -> None:
     """One content has one label; where it stands in two splits, that is a warning.
 
     Full contents are compared only where sizes and beginnings are equal.

@@ -18,8 +18,10 @@ _NAMED = 5
 """How many files a warning names before it only counts."""
 
 
-def read_rows(path: str) -> tuple[list[Row], list[str]]:
+def read_rows(path: str, *, keep_all: bool = False) -> tuple[list[Row], list[str]]:
     """Return the rows of a folder (sorted by name) or of a table (in its order), and warnings.
+
+    With ``keep_all`` a table's rows stay also where no reader can open the image: it is to fail, not to vanish.
 
     Raises:
         DatasetError: missing, unreadable, or not in the layout that the module describes.
@@ -32,7 +34,8 @@ def read_rows(path: str) -> tuple[list[Row], list[str]]:
         raise DatasetError(f"{path}: no such file or folder; name a folder with a folder per class, or a table")
     if not is_table(path):
         raise DatasetError(f"{path}: is neither a folder with a folder per class nor a .csv or .parquet table")
-    return _openable(read_table(path, warnings), os.path.dirname(path), warnings), warnings
+    listed = read_table(path, warnings)
+    return _openable(listed, os.path.dirname(path), warnings, keep_all), warnings
 
 
 def _some(paths: Sequence[str], folder: str) -> str:
@@ -143,7 +146,7 @@ def walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[Listing]:
 # Tables.
 
 
-def _openable(listed: Sequence[Row], folder: str, warnings: list[str]) -> list[Row]:
+def _openable(listed: Sequence[Row], folder: str, warnings: list[str], keep_all: bool) -> list[Row]:
     """The rows whose images can be opened, each image once."""
     _check_present(listed)
     rows: list[Row] = []
@@ -156,7 +159,7 @@ def _openable(listed: Sequence[Row], folder: str, warnings: list[str]) -> list[R
             _check_agree(first, row)
             if first.path == row.path:
                 repeated.append(row.path)
-        elif claims(row.path):
+        elif keep_all or claims(row.path):
             rows.append(row)
             seen |= dict.fromkeys(companions(row.path), row)
             seen[row.path] = row

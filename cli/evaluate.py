@@ -1,0 +1,177 @@
+"""``pyrtrav evaluate``: how right a model is on labelled images, and what being right costs."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from pyrtrav.cli import options as o
+from pyrtrav.cli.render import note, pairs, progress, stderr, stdout, table, warn
+
+
+def evaluate(
+    data: Annotated[
+        Path, typer.Option(help="A folder with a folder of images for each class, or a CSV with path,label.")
+    ],
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, val, test or all; default: test, else val, else all images.", metavar="NAME"),
+    ] = None,
+    model: o.Model = None,
+    select: o.Select = None,
+    tau: o.Tau = None,
+    k: o.K = None,
+    budget: o.Budget = None,
+    depth: o.Depth = None,
+    seed: o.Seed = 0,
+    mpp: o.Mpp = None,
+    device: o.Device = "auto",
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            help="Looks to try beside, as 1,4,16, or none; default: powers of two up to what is attended.",
+            metavar="N,N,...",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.json, predictions.csv, confusion.png and cost.png.")
+    ] = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Judge a model on labelled images: figures with intervals, by class, and accuracy against cost.
+
+    Example: pyrtrav evaluate --data sample_data/tissue --out evaluation
+    """
+    from pyrtrav.files import make_folder
+    from pyrtrav.predict import Predictor
+    from pyrtrav.training.held_out import load_held_out
+    from pyrtrav.training.report import evaluate_model, parse_budgets
+    from pyrtrav.training.report_files import write_report
+
+    tried = None if budgets is None else parse_budgets(budgets)
+    predictor = Predictor(model, device=device)
+    card = predictor.card
+    held_out = load_held_out(data, card.classes, split, training_seed=card.training.get("seed"))
+    look = {"select": select, "tau": tau, "k": k, "budget": budget, "depth": depth, "seed": seed}
+    predictor.settings(**look)
+    if out is not None:
+        make_folder(out)
+    for warning in held_out.warnings:
+        warn(warning)
+    if model is None:
+        note(f"model: {predictor.name}", quiet)
+    with progress(quiet) as bar:
+        task = bar.add_task("evaluating", total=len(held_out.examples))
+
+        def watch(run: str, done: int) -> None:
+            bar.update(task, description=f"evaluating, {run}", completed=done)
+
+        command = shlex.join(["pyrtrav", *sys.argv[1:]])
+        evaluated = evaluate_model(predictor, held_out, look, budgets=tried, mpp=mpp, command=command, watch=watch)
+    report = evaluated.report
+    written = write_report(evaluated, out) if out is not None else {}
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        _print(report)
+        if written:
+            stdout.print(pairs([(name, path) for name, path in written.items()]))
+    _note_limits(report, quiet)
+    _fail_where_images_failed(report, quiet)
+
+
+_MOST_SHOWN = 12
+"""Classes up to which a terminal shows the confusion matrix."""
+
+
+def _print(report: dict[str, Any]) -> None:
+    data, metrics = report["data"], report["metrics"]
+    unit = report["bootstrap"]["unit"]
+    stdout.print(
+        table(
+            ("metric", "value", f"95% interval (by {unit})"),
+            [(name.replace("_", " "), _number(found["value"]), _interval(found)) for name, found in metrics.items()],
+            title=f"{data['images']:,} images of {data['path']} ({data['split']})",
+        )
+    )
+    columns = ("class", "images", "recall", "specificity", "precision", "f1", "auroc")
+    stdout.print(
+        table(
+            columns,
+            [[_number(found[name]) for name in columns] for found in report["per_class"]],
+            title="by class",
+        )
+    )
+    if len(report["confusion"]["classes"]) <= _MOST_SHOWN:
+        _print_confusion(report["confusion"])
+    points = [(f"depth {point['depth']}", point) for point in report["by_depth"]]
+    points += [(f"budget {point['budget']}", point) for point in report["by_budget"]]
+    stdout.print(
+        table(
+            ("", "accuracy", "95% interval", "looks", "MMAC", "Mpx decoded", "seconds"),
+            [_point(name, point) for name, point in points],
+            title="accuracy against cost, means an image",
+        )
+    )
+
+
+def _print_confusion(confusion: dict[str, Any]) -> None:
+    failed = any(confusion["failed"])
+    rows = [
+        (name, *counts, *([missed] if failed else []))
+        for name, counts, missed in zip(confusion["classes"], confusion["counts"], confusion["failed"], strict=True)
+    ]
+    columns = ("true", *confusion["classes"], *(["failed"] if failed else []))
+    stdout.print(table(columns, rows, title="confusion: true classes down, predicted ones across"))
+
+
+def _point(name: str, point: dict[str, Any]) -> tuple[str, ...]:
+    accuracy, cost = point["metrics"]["accuracy"], point["cost"]
+    return (
+        name,
+        _number(accuracy["value"]),
+        _interval(accuracy),
+        _number(cost["fixations"], 1),
+        _number(cost["macs"], 1, 1e6),
+        _number(cost["pixels_decoded"], 3, 1e6),
+        _number(cost["seconds"]),
+    )
+
+
+def _number(value: Any, digits: int = 3, unit: float = 1) -> str:
+    if value is None:
+        return "-"
+    return f"{value / unit:,.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def _interval(found: dict[str, Any]) -> str:
+    return "-" if found["low"] is None else f"{found['low']:.3f} to {found['high']:.3f}"
+
+
+def _note_limits(report: dict[str, Any], quiet: bool) -> None:
+    """What the figures cannot say."""
+    bootstrap = report["bootstrap"]
+    if report["metrics"]["accuracy"]["value"] in (0, 1):
+        note(
+            f"all images are alike right or wrong, so resampling shows no spread; of {bootstrap['units']} "
+            f"{bootstrap['unit']}s, errors of up to {min(1, 3 / bootstrap['units']):.1%} could still be missed",
+            quiet,
+        )
+    if report["model"]["multi_level"] is False and len(report["by_depth"]) > 1:
+        note("the model was trained for its last depth alone (multi_level is off): earlier ones mean little", quiet)
+
+
+def _fail_where_images_failed(report: dict[str, Any], quiet: bool) -> None:
+    failures = report["failures"]
+    for failure in failures:
+        stderr.print(
+            f"[bold red]failed ({failure['run']}):[/] {escape(failure['message'])}", highlight=False, soft_wrap=True
+        )
+    if failures:
+        note(f"{len(failures)} of {report['data']['images']} images failed and count as wrong", quiet)
+        raise typer.Exit(1)

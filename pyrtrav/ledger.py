@@ -1,0 +1,71 @@
+"""What looking at an image cost, as the record says it, and what the part of it down to each depth cost."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pyrtrav.pyramid import Pyramid
+from pyrtrav.pyramid.costs import pixels_decoded_for
+from pyrtrav.trace import Trace
+from pyrtrav.tree import ParseTree
+
+
+@dataclass(frozen=True, slots=True)
+class DepthCost:
+    """The cost of a run's looks down to a depth."""
+
+    fixations: int
+    macs: int
+    pixels_decoded: int
+    """Pixels of the stored tiles that the looks touch, each once: a cache changes nothing."""
+    seconds: float
+    """Of the run's measured time, shared out by fixations."""
+
+
+def cost_of(
+    trace: Trace, i: int, image: Pyramid, macs: int, encoded: int, open_seconds: float, elapsed: float
+) -> dict[str, Any]:
+    """Return the image's ledger; the time of a batch is shared out by fixations."""
+    fixations = int((trace.image == i).sum())
+    share = fixations / max(len(trace.image), 1)
+    cost = replace(
+        image.cost,
+        tiles_total=image.tiles_total,
+        pixels_encoded=encoded,
+        fixations=fixations,
+        macs=macs,
+        truncated=bool(trace.truncated[i]),
+        seconds={
+            "open": round(open_seconds, 6),
+            **{phase: round(seconds * share, 6) for phase, seconds in trace.seconds.items()},
+            "total": round(open_seconds + elapsed * share, 6),
+        },
+    )
+    return asdict(cost)
+
+
+def costs_by_depth(tree: ParseTree, image: Pyramid, macs: Sequence[int]) -> tuple[DepthCost, ...]:
+    """Return the cost of an image's looks down to each depth; ``macs`` are those of the prefixes, one a depth.
+
+    The last one is the whole run, whatever depths its looks have.
+    """
+    seconds = tree.record["cost"]["seconds"]
+    costs = []
+    for depth, count in enumerate(macs):
+        last = depth == len(macs) - 1
+        nodes = [node for node in tree.nodes if last or node.depth <= depth]
+        looks = [(node.region, round(node.region.width / node.downsample)) for node in nodes]
+        looking = (seconds["total"] - seconds["open"]) * len(nodes) / len(tree.nodes)
+        costs.append(DepthCost(len(nodes), count, pixels_decoded_for(image, looks), seconds["open"] + looking))
+    return tuple(costs)
+
+
+def pixel_rule(image: Pyramid) -> dict[str, Any]:
+    """Return how the file's samples became the model's pixels."""
+    rule = image.pixel_rule
+    return {
+        "backend": image.backend,
+        "channels": rule.channels,
+        "chosen": list(rule.chosen) if rule.chosen else None,
+        "window": list(rule.window) if rule.window else None,
+    }

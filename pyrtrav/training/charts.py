@@ -1,0 +1,239 @@
+"""The pictures of an evaluation: the confusion matrix, and accuracy against cost.
+
+Drawn from the report alone, by matplotlib without its global state: no window system, no user's style.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrtrav.files import written_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT = "#1c1c1c", "#606060"
+BY_DEPTH, BY_BUDGET = "#0072b2", "#d55e00"
+"""Blue and vermilion of Okabe and Ito: told apart by colour-blind readers, and by their markers in print."""
+
+COST_NAMES = {
+    "fixations": "looks an image",
+    "macs": "multiply-accumulates an image",
+    "pixels_decoded": "pixels decoded an image",
+    "seconds": "seconds an image, measured on this machine",
+}
+
+_DPI = 150
+_MOST_NUMBERED = 25
+"""Classes up to which a confusion matrix has room for its numbers."""
+
+
+def save_confusion(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draw how often each true class (row) was taken for which (column)."""
+    with _style():
+        _save(_confusion(report), path, "Confusion matrix")
+
+
+def save_cost(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draw accuracy against looks, multiply-accumulates, pixels and seconds, by depth and by budget."""
+    with _style():
+        _save(_cost(report), path, "Accuracy against cost")
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    # Takes a second to import, and only who draws needs it.
+    from matplotlib import style
+
+    # Dollar signs in names of classes and files are no formulas.
+    own = {"font.size": 11, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
+    with style.context(["default", {**own, "text.color": INK, "axes.labelcolor": INK}]):
+        yield
+
+
+def _save(figure: Figure, path: str | os.PathLike[str], title: str) -> None:
+    with written_whole(path) as beside:
+        figure.savefig(beside, format="png", dpi=_DPI, metadata={"Title": title})
+
+
+def legible(text: str, length: int = 40) -> str:
+    """Return the text in characters that the font has, its middle left out where it is long."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    kept = "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "?" for c in text)
+    return (
+        kept
+        if len(kept) <= length
+        else f"{kept[: length - length // 2 - 1]}\N{HORIZONTAL ELLIPSIS}{kept[-(length // 2) :]}"
+    )
+
+
+def _subject(report: Mapping[str, Any]) -> str:
+    data = report["data"]
+    split = "" if data["split"] == "all" else f" ({data['split']})"
+    source = legible(os.path.basename(data["path"]))
+    return f"{legible(report['model']['name'])} on {data['images']:,} images of {source}{split}"
+
+
+# Confusion.
+
+
+def _confusion(report: Mapping[str, Any]) -> Figure:
+    from matplotlib.figure import Figure
+
+    confusion = report["confusion"]
+    counts, failed = np.array(confusion["counts"]), np.array(confusion["failed"])
+    columns = [legible(name, 24) for name in confusion["classes"]]
+    if failed.any():
+        counts = np.column_stack([counts, failed])
+        columns.append("failed")
+    totals = counts.sum(1)
+    rows = [f"{legible(name, 24)}\n{total:,} images" for name, total in zip(confusion["classes"], totals, strict=True)]
+    shares = counts / np.maximum(totals, 1)[:, None]
+    side = min(max(1.15 * len(columns), 3.2), 16.0)
+    figure = Figure(figsize=(side + 3.4, side * len(rows) / len(columns) + 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_xticks(range(len(columns)), columns, rotation=0 if len("".join(columns)) < 14 * side else 90)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    _draw_edges(axes, len(columns), len(rows))
+    if len(columns) <= _MOST_NUMBERED:
+        _write_cells(axes, counts, shares)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    accuracy = report["metrics"]["accuracy"]
+    figure.suptitle(f"{_subject(report)}\naccuracy {_with_interval(accuracy)}", fontsize=12)
+    return figure
+
+
+def _draw_edges(axes: Axes, columns: int, rows: int) -> None:
+    """White lines between the cells."""
+    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="minor", length=0)
+
+
+def _write_cells(axes: Axes, counts: Any, shares: Any) -> None:
+    few = counts.shape[1] <= 10
+    for (row, column), count in np.ndenumerate(counts):
+        text = f"{count:,}\n{shares[row, column]:.0%}" if few else f"{count:,}"
+        colour = "white" if shares[row, column] > 0.55 else INK
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=12 if few else 9)
+
+
+def _with_interval(figure: Mapping[str, Any]) -> str:
+    if figure["low"] is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} (95% interval {figure['low']:.3f} to {figure['high']:.3f})"
+
+
+# Accuracy against cost.
+
+
+def _cost(report: Mapping[str, Any]) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    grid = figure.subplots(2, 2, sharey=True)
+    lowest = _lowest(report)
+    for axes, name in zip(grid.flat, COST_NAMES, strict=True):
+        _draw_series(axes, report["by_depth"], name, "depth", BY_DEPTH, "o-")
+        _draw_series(axes, report["by_budget"], name, "budget", BY_BUDGET, "s--")
+        _draw_floor(axes, report)
+        _scale(axes, name, lowest)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    unit = "groups" if report["bootstrap"]["unit"] == "group" else "images"
+    notes = [f"bars: 95% intervals by resampling the {report['bootstrap']['units']:,} {unit}"]
+    if report["model"]["multi_level"] is False and len(report["by_depth"]) > 1:
+        notes.append("the model was trained for its last depth alone")
+    figure.suptitle(f"Accuracy against cost: {_subject(report)}\n{'; '.join(notes)}", fontsize=13)
+    return figure
+
+
+def _draw_series(axes: Axes, points: Sequence[Mapping[str, Any]], cost: str, kind: str, colour: str, form: str) -> None:
+    """A line through the points, each with its interval and its number."""
+    points = [point for point in points if point["cost"][cost] is not None]
+    if not points:
+        return
+    x = np.array([point["cost"][cost] for point in points])
+    figures = [point["metrics"]["accuracy"] for point in points]
+    y, low, high = (np.array([figure[end] for figure in figures]) for end in ("value", "low", "high"))
+    names = {
+        "depth": "one run, judged after each depth (number: depth)",
+        "budget": "a run for each budget (number: looks)",
+    }
+    axes.errorbar(
+        x,
+        y,
+        yerr=np.maximum([y - low, high - y], 0),
+        fmt=form,
+        color=colour,
+        label=names[kind],
+        markersize=7,
+        capsize=3,
+        elinewidth=1,
+        linewidth=1.8,
+        markeredgecolor="white",
+        zorder=3,
+    )
+    # Depths are named to the upper left of their points and budgets to the lower right, so that both can be read.
+    offset, side = ((-6, 6), "right") if kind == "depth" else ((6, -14), "left")
+    for at, value, point in zip(x, y, points, strict=True):
+        axes.annotate(
+            f"{point[kind]}",
+            (at, value),
+            offset,
+            textcoords="offset points",
+            ha=side,
+            color=colour,
+            weight="bold",
+            zorder=4,
+        )
+
+
+def _draw_floor(axes: Axes, report: Mapping[str, Any]) -> None:
+    """What naming the largest class for every image would reach."""
+    data = report["data"]
+    largest = max(data["by_class"].values()) / data["images"]
+    axes.axhline(largest, color=FAINT, linestyle=":", linewidth=1.2, label="always the largest class", zorder=1)
+
+
+def _lowest(report: Mapping[str, Any]) -> float:
+    """Where the axis of accuracies begins: a round value below all that is drawn."""
+    data = report["data"]
+    ends = [point["metrics"]["accuracy"]["low"] for point in (*report["by_depth"], *report["by_budget"])]
+    lowest = min([*ends, max(data["by_class"].values()) / data["images"]])
+    return max(0.0, math.floor(lowest * 10 - 0.5) / 10)
+
+
+def _scale(axes: Axes, cost: str, lowest: float) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.margins(x=0.1)
+    left, right = axes.get_xlim()
+    if right < 4 * left:  # points of one cost, or nearly: a log axis of less than a decade has no round ticks
+        middle = (left * right) ** 0.5
+        axes.set_xlim(middle / 4, middle * 4)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}" if cost == "seconds" else EngFormatter(sep=" "))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(lowest, 1.07)
+    axes.set_xlabel(COST_NAMES[cost])
+    axes.grid(color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
