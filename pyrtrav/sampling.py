@@ -1,6 +1,8 @@
 """From regions to patches: the only door between images and models."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +15,7 @@ from pyrtrav.errors import PyramidError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Patches
 from pyrtrav.selection import Floats, Ints
+from pyrtrav.trace import Trace
 
 
 @runtime_checkable
@@ -75,3 +78,25 @@ class PatchSampler:
         read = pyramid.read_many([Region(*row) for row in distinct.tolist()], self.size)
         pixels[members] = read.pixels[inverse]
         return [read.errors[j] for j in inverse.tolist()]
+
+
+def read_ahead(sampler: PatchSampler, trace: Trace, image: Ints, region: Floats, count: int) -> Iterator[Tensor]:
+    """Yield the patches ``count`` at a time, with the next ones being read meanwhile.
+
+    The trace gets the time spent waiting and the errors of images that cannot be read.
+    """
+
+    def read(start: int) -> tuple[Tensor, dict[int, PyramidError]]:
+        return sampler(image[start : start + count], region[start : start + count])
+
+    with ThreadPoolExecutor(1, thread_name_prefix="pyrtrav-read") as reader:
+        ahead = reader.submit(read, 0)
+        for start in range(0, len(image), count):
+            begun = time.perf_counter()
+            patches, errors = ahead.result()
+            trace.seconds["read"] += time.perf_counter() - begun
+            if start + count < len(image):
+                ahead = reader.submit(read, start + count)
+            for number, error in errors.items():
+                trace.errors[number] = trace.errors[number] or error
+            yield patches
