@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -90,13 +90,13 @@ def read_ahead(sampler: PatchSampler, trace: Trace, image: Ints, region: Floats,
         return sampler(image[start : start + count], region[start : start + count])
 
     with ThreadPoolExecutor(1, thread_name_prefix="pyrtrav-read") as reader:
-        ahead = reader.submit(read, 0)
+        # What comes first is waited for anyway: a single chunk starts no thread.
+        ahead: Future[tuple[Tensor, dict[int, PyramidError]]] | None = None
         for start in range(0, len(image), count):
             begun = time.perf_counter()
-            patches, errors = ahead.result()
+            patches, errors = read(start) if ahead is None else ahead.result()
             trace.seconds["read"] += time.perf_counter() - begun
-            if start + count < len(image):
-                ahead = reader.submit(read, start + count)
+            ahead = reader.submit(read, start + count) if start + count < len(image) else None
             for number, error in errors.items():
                 trace.errors[number] = trace.errors[number] or error
             yield patches

@@ -221,12 +221,12 @@ class Mil(Model):
 
     def macs(self, trace: Trace) -> list[int]:
         if self._macs is None:
-            encoder, device = self.encoder, next(self.parameters()).device
+            encoder, weight = self.encoder, self.classify.weight
             side = encoder.base_resolution
-            patch = torch.zeros(1, encoder.channels, side, side, device=device)
-            vector = torch.zeros(1, encoder.vector_size, device=device)
-            only, classify = torch.zeros(1, dtype=torch.int64, device=device), self.classify.weight.numel()
-            self._macs = count_macs(encoder, patch) + count_macs(self.pool, vector, only, 1), classify
+            only = torch.zeros(1, dtype=torch.int64, device=weight.device)
+            tile = count_macs(encoder, weight.new_zeros(1, encoder.channels, side, side))
+            tile += count_macs(self.pool, weight.new_zeros(1, encoder.vector_size), only, 1)
+            self._macs = tile, weight.numel()
         tile, classify = self._macs
         return [int(n) * tile + classify for n in np.bincount(trace.image, minlength=trace.images)]
 
