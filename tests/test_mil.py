@@ -251,8 +251,8 @@ def test_it_learns_what_one_tile_says_and_attention_finds_it(tmp_path: Path) -> 
     for number, (split, count) in enumerate({"train": 16, "val": 10}.items()):
         marked_images(tmp_path / "data" / split, count, number)
     dataset = load_dataset(tmp_path / "data")
-    options = ["base_resolution=16", "channels=1", "widths=[4,8]", "depth=3", "tiles=64", "batch_size=8", "epochs=12"]
-    card, config = plan_training(dataset, method="mil", assignments=[*options, "lr=0.01", "validate_every=12"])
+    options = ["base_resolution=16", "channels=1", "widths=[4,8]", "depth=3", "tiles=64", "batch_size=8", "epochs=8"]
+    card, config = plan_training(dataset, method="mil", assignments=[*options, "lr=0.01", "validate_every=8"])
     path = Trainer(dataset, card, config, tmp_path / "run", device="cpu").run()
     predictor = Predictor(path, device="cpu")
     assert predictor.card.training["validation"]["accuracy"] >= 0.9
@@ -277,9 +277,9 @@ print(json.dumps([record["cost"], resource.getrusage(resource.RUSAGE_SELF).ru_ma
 
 
 def test_memory_follows_neither_the_image_s_size_nor_the_number_of_tiles(tmp_path: Path) -> None:
-    """Of 16 times the tiles, or 100 times the pixels, only vectors and places are kept."""
+    """Of 16 times the tiles and 100 times the pixels only vectors and places are kept."""
     peaks = []
-    for depth, side in ((4, 10_000), (4, 100_000), (6, 10_000)):
+    for depth, side in ((4, 10_000), (6, 100_000)):
         path, model = tmp_path / f"{side}.tif", tmp_path / f"{depth}.safetensors"
         write_sparse_pyramid(path, side)
         encoder = EncoderSpec("residual", {"base_resolution": 16, "widths": [4, 8]})
@@ -288,4 +288,4 @@ def test_memory_follows_neither_the_image_s_size_nor_the_number_of_tiles(tmp_pat
         cost, peak = peak_of(CODE, path, model)
         assert cost["fixations"] == 4**depth
         peaks.append(peak)
-    assert max(peaks) <= 1.10 * peaks[0], peaks
+    assert peaks[1] <= 1.10 * peaks[0], peaks
