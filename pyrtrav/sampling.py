@@ -1,7 +1,9 @@
 """From regions to patches: the only door between images and models."""
 
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +17,7 @@ from pyrtrav.errors import ConfigError, PyramidError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Patches
 from pyrtrav.selection import Floats, Ints
+from pyrtrav.trace import Trace
 
 
 @runtime_checkable
@@ -166,3 +169,37 @@ def make_sampler(images: Images, size: int, device: torch.device) -> PatchSample
     if isinstance(images, ImageStack):
         return StackSampler(images, size)
     return PatchSampler(images, size, pinned=device.type == "cuda")
+
+
+def read_ahead(
+    sampler: PatchSampler | StackSampler,
+    trace: Trace,
+    image: Ints,
+    region: Floats,
+    count: int,
+    images_at: Callable[[int], Iterable[int]] | None = None,
+) -> Iterator[Tensor]:
+    """Yield the patches ``count`` at a time, with the next ones being read meanwhile.
+
+    The trace gets the time spent waiting and the errors of images that cannot be read.
+
+    Args:
+        images_at: which images look at a place of the axis; by default the one of ``image``.
+    """
+
+    def read(start: int) -> tuple[Tensor, dict[int, PyramidError]]:
+        return sampler(image[start : start + count], region[start : start + count])
+
+    with ThreadPoolExecutor(1, thread_name_prefix="pyrtrav-read") as reader:
+        # What comes first is waited for anyway: a single chunk starts no thread.
+        ahead: Future[tuple[Tensor, dict[int, PyramidError]]] | None = None
+        for start in range(0, len(image), count):
+            begun = time.perf_counter()
+            patches, errors = read(start) if ahead is None else ahead.result()
+            trace.seconds["read"] += time.perf_counter() - begun
+            ahead = reader.submit(read, start + count) if start + count < len(image) else None
+            for index, error in errors.items():
+                place = start + index
+                for number in (int(image[place]),) if images_at is None else images_at(place):
+                    trace.errors[number] = trace.errors[number] or error
+            yield patches

@@ -6,8 +6,7 @@ most ``encode_batch``; the next batch is read by a thread while this one is enco
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrtrav.encoders.base import Encoder, Encoding
-from pyrtrav.errors import PyramidError
 from pyrtrav.geometry import Grid, halvings, root_region
-from pyrtrav.sampling import Image, Images, PatchSampler, StackedImage, StackSampler, make_sampler, sources
+from pyrtrav.sampling import Image, Images, PatchSampler, StackedImage, StackSampler, make_sampler, read_ahead, sources
 from pyrtrav.selection import Bools, Floats, Ints, Settings, affordable, best_first, eligible_edges
 from pyrtrav.trace import Trace, place
 
@@ -137,7 +135,13 @@ class Traversal(nn.Module):
         where = place(source, fixations.depth, fixations.row, fixations.column)
         distinct, inverse = _in_order(where)
         vectors, maps = [], []
-        for patches in self._read_ahead(trace, fixations, distinct, inverse, reading):
+
+        def images_at(index: int) -> list[int]:
+            numbers: list[int] = fixations.image[inverse == index].tolist()
+            return numbers
+
+        image, region = fixations.image[distinct], fixations.region[distinct]
+        for patches in read_ahead(reading.sampler, trace, image, region, reading.encode_batch, images_at):
             begun = time.perf_counter()
             encoding = self._encode(patches.to(trace.device, non_blocking=True))
             vectors.append(encoding.vector)
@@ -166,30 +170,6 @@ class Traversal(nn.Module):
         with mixed:
             encoding: Encoding = self.encoder(patches.to(dtype).div_(255))
         return Encoding(encoding.vector.to(dtype), encoding.map.to(dtype))
-
-    def _read_ahead(
-        self, trace: Trace, fixations: Fixations, distinct: Ints, inverse: Ints, reading: Reading
-    ) -> Iterator[Tensor]:
-        """Yield the patches of the distinct places chunk by chunk, with the next chunk being read meanwhile."""
-        size = reading.encode_batch
-        starts = range(0, len(distinct), size)
-
-        def read(start: int) -> tuple[Tensor, dict[int, PyramidError]]:
-            chunk = distinct[start : start + size]
-            return reading.sampler(fixations.image[chunk], fixations.region[chunk])
-
-        with ThreadPoolExecutor(1, thread_name_prefix="pyrtrav-read") if len(starts) > 1 else nullcontext() as reader:
-            ahead = reader.submit(read, 0) if reader is not None else None
-            for start in starts:
-                begun = time.perf_counter()
-                patches, errors = read(start) if ahead is None else ahead.result()
-                trace.seconds["read"] += time.perf_counter() - begun
-                if reader is not None and start + size < len(distinct):
-                    ahead = reader.submit(read, start + size)
-                for index, error in errors.items():
-                    for image in fixations.image[inverse == start + index].tolist():
-                        trace.errors[image] = trace.errors[image] or error
-                yield patches
 
     # Decide.
 

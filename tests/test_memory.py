@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -76,23 +77,29 @@ def write_sparse_pyramid(path: Path, side: int) -> None:
         file.write(bytes(out) + bytes(body) + bytes(tables))
 
 
+def peak_of(code: str, *arguments: object) -> tuple[dict[str, Any], int]:
+    """Run code in a process of its own; returns what it prints: the cost of a run and the peak of memory."""
+    # A small cache: the larger image has more tiles at the same depth, and all of them would be kept.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYRTRAV_CACHE_BYTES": str(4 << 20)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        cwd=REPOSITORY,
+    )
+    cost, peak = json.loads(done.stdout)
+    return cost, peak
+
+
 def test_a_hundred_times_the_pixels_take_the_same_memory(tmp_path: Path) -> None:
     peaks, tiles = {}, {}
     for side in (10_000, 100_000):
         path = tmp_path / f"{side}.tif"
         write_sparse_pyramid(path, side)
         assert path.stat().st_size < 20e6
-        # A small cache: the larger image has more tiles at the same depth, and all of them would be kept.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYRTRAV_CACHE_BYTES": str(4 << 20)}
-        done = subprocess.run(
-            [sys.executable, "-c", CODE, str(path)],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=environment,
-            cwd=REPOSITORY,
-        )
-        cost, peaks[side] = json.loads(done.stdout)
+        cost, peaks[side] = peak_of(CODE, path)
         assert cost["fixations"] == LOOKS
         tiles[side] = cost["tiles_distinct"]
     # Textured tiles wherever it goes: the larger image is not cheap for being empty.

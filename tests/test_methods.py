@@ -11,11 +11,9 @@ from PIL import Image
 from pyrtrav.encoders import ENCODERS
 from pyrtrav.errors import ConfigError
 from pyrtrav.methods import METHODS
-from pyrtrav.methods.fcn import Fcn
 from pyrtrav.model_file import EncoderSpec, ModelCard, build_model, load_model, save_model
 from pyrtrav.predict import Predictor
 from pyrtrav.pyramid.array import ArrayPyramid
-from pyrtrav.selection import Settings
 from pyrtrav.tree import RESULT_SCHEMA, TREE_SCHEMA, check
 from tests.samples import compared
 
@@ -101,16 +99,3 @@ def test_every_part_is_trained(predictor: Predictor) -> None:
     assert np.isfinite(metrics["loss"])
     missing = [name for name, weight in model.named_parameters() if weight.grad is None]
     assert missing == []
-
-
-def test_strips_equal_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`fcn` reads in strips; their features are those of the image at once."""
-    card = ModelCard("fcn", EncoderSpec("mnist-m3"), {"halvings": 3}, ("a", "b"), 1)
-    model = build_model(card).eval()
-    assert isinstance(model, Fcn)
-    image = ArrayPyramid(np.random.default_rng(0).integers(0, 255, (112, 112), np.uint8), channels=1)
-    with torch.no_grad():
-        whole = model.look([image], Settings(select="all")).vector
-        monkeypatch.setattr("pyrtrav.methods.fcn.STRIP_PIXELS", 112 * 12)
-        strips = model.look([image], Settings(select="all")).vector
-    torch.testing.assert_close(strips, whole, rtol=1e-5, atol=1e-6)

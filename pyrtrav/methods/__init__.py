@@ -3,9 +3,10 @@
 from pyrtrav.errors import ConfigError, nearest_name
 from pyrtrav.methods.base import Method, Model, Objective, Stage
 from pyrtrav.methods.fcn import METHOD as FCN
+from pyrtrav.methods.mil import METHOD as MIL
 from pyrtrav.methods.topdown import METHOD as TOPDOWN
 
-METHODS: dict[str, Method] = {method.name: method for method in (TOPDOWN, FCN)}
+METHODS: dict[str, Method] = {method.name: method for method in (TOPDOWN, FCN, MIL)}
 
 
 def find_method(name: str) -> Method:

@@ -4,20 +4,23 @@ Source: the baselines BL of "Image classification through top-down image pyramid
 the encoder's convolutions over the whole image, global average pooling, two fully connected layers, classification.
 
 Differs from the paper:
-1. The image is read and convolved in strips with a halo, so that memory does not grow with its height; the features
-   equal those of the whole image at once.
+1. The image is read and convolved in blocks with a halo, so that memory does not grow with the image; the features
+   equal those of the whole image at once. In training a block is read and convolved again for its gradient.
 2. The image is centred in a square, never squashed.
 """
 
 import copy
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pyrtrav.encoders.base import Encoder, count_macs
 from pyrtrav.encoders.paper import FullyConnectedHead
@@ -31,8 +34,8 @@ from pyrtrav.trace import Trace
 from pyrtrav.traversal import Generators
 from pyrtrav.tree import Node
 
-STRIP_PIXELS = 4_000_000
-"""Pixels convolved at once."""
+BLOCK_PIXELS = 4_000_000
+"""Pixels convolved at once, the halo not counted."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,14 @@ class FcnConfig:
             raise ConfigError(f"halvings must be 0 or more, got {self.halvings}")
 
 
+class Span(NamedTuple):
+    """What a block reads along one axis, in pixels as the image is read, and which of its features are its own."""
+
+    first: int
+    last: int
+    kept: slice
+
+
 class Fcn(Model):
     """An encoder over the whole image, pooled, and a head of two hidden layers."""
 
@@ -55,7 +66,7 @@ class Fcn(Model):
     def __init__(self, config: FcnConfig, encoder: Encoder, classes: int) -> None:
         super().__init__()
         self.config, self.encoder = config, encoder
-        # A strip equals the whole image only where no layer looks beyond its window; this is an error for others.
+        # A block equals the whole image only where no layer looks beyond its window; this is an error for others.
         self.stride, self.field = encoder.total_stride, encoder.receptive_field
         self.head = FullyConnectedHead(encoder.vector_size, classes)
 
@@ -86,30 +97,42 @@ class Fcn(Model):
         return trace
 
     def _whole(self, image: Image, root: Region, device: torch.device) -> Tensor:
-        """Mean of the features over the image, strip by strip."""
+        """Mean of the features over the image, block by block."""
         side = self.side_of(root)
-        stride = self.stride
-        halo = -(-self.field // stride) * stride
-        rows = max(stride, STRIP_PIXELS // side // stride * stride)
+        step = max(self.stride, math.isqrt(BLOCK_PIXELS) // self.stride * self.stride)
+        # Of a single block the activations are kept; of many they would not fit.
+        again = side > step and torch.is_grad_enabled()
         total, count = torch.zeros(self.encoder.vector_size, device=device), 0
-        for top in range(0, side, rows):
-            first, last = max(0, top - halo), min(side, top + rows + halo)
-            pixels = self._read(image, root, side, first, last).to(device).float().div_(255)
-            features = self.encoder.features(self.encoder.normalise(pixels))
-            start = (top - first) // stride
-            stop = features.shape[2] if top + rows >= side else start + rows // stride
-            kept = features[0, :, start:stop]
-            total = total + kept.sum((1, 2))
-            count += kept.shape[1] * kept.shape[2]
+        for top in range(0, side, step):
+            for left in range(0, side, step):
+                spans = self._span(top, step, side), self._span(left, step, side)
+                if again:
+                    part, size = checkpoint(self._block, image, root, side, *spans, device, use_reentrant=False)
+                else:
+                    part, size = self._block(image, root, side, *spans, device)
+                total, count = total + part, count + size
         return total / count
 
-    def _read(self, image: Image, root: Region, side: int, first: int, last: int) -> Tensor:
+    def _span(self, start: int, step: int, side: int) -> Span:
+        halo = -(-self.field // self.stride) * self.stride
+        first, last = max(0, start - halo), min(side, start + step + halo)
+        kept = (start - first) // self.stride
+        # What a pooling leaves over at the far edge belongs to the last block.
+        return Span(first, last, slice(kept, None if start + step >= side else kept + step // self.stride))
+
+    def _block(
+        self, image: Image, root: Region, side: int, rows: Span, columns: Span, device: torch.device
+    ) -> tuple[Tensor, int]:
+        """Sum of the features of one block, and their number."""
         scale = root.width / side
-        strip = Region(root.x, root.y + first * scale, root.width, (last - first) * scale)
-        patches = image.read_many([strip], (side, last - first))
+        width, height = columns.last - columns.first, rows.last - rows.first
+        place = Region(root.x + columns.first * scale, root.y + rows.first * scale, width * scale, height * scale)
+        patches = image.read_many([place], (width, height))
         if patches.errors[0] is not None:
             raise patches.errors[0]
-        return torch.from_numpy(patches.pixels).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(patches.pixels).permute(0, 3, 1, 2).to(device).float().div_(255)
+        kept = self.encoder.features(self.encoder.normalise(pixels))[0, :, rows.kept, columns.kept]
+        return kept.sum((1, 2)), kept.shape[1] * kept.shape[2]
 
     def believe(self, trace: Trace, depth: int) -> Float[Tensor, "image label"]:
         logits: Tensor = self.head(trace.vector)
@@ -122,7 +145,7 @@ class Fcn(Model):
         return [self._trunk_macs(side) + head for side in map(self.side_of, trace.roots)]
 
     def _trunk_macs(self, side: int) -> int:
-        """Of the whole image at once: the strips' halos are an artefact of bounded memory."""
+        """Of the whole image at once: the blocks' halos are an artefact of bounded memory."""
         # On the meta device nothing is computed; the shapes are enough.
         trunk = copy.deepcopy(self.encoder).to("meta")
         return count_macs(trunk.features, torch.zeros(1, trunk.channels, side, side, device="meta"))
