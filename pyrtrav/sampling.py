@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrtrav.colours import Palette
 from pyrtrav.errors import PyramidError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Patches
@@ -38,6 +39,7 @@ class PatchSampler:
     def __init__(self, pyramids: Sequence[Image], size: int, *, pinned: bool = False) -> None:
         """``pinned``: into memory from which a GPU takes the patches while other work goes on."""
         self.pyramids, self.size, self.pinned = list(pyramids), size, pinned
+        self.palette = Palette(pyramids)
 
     def __call__(
         self, image: Ints, region: Floats

@@ -116,9 +116,11 @@ class Traversal(nn.Module):
     ) -> tuple[Ints, Encoding]:
         """Read and encode fixations and put them in the trace; those of images that fail are dropped."""
         vectors, maps = [], []
-        for patches in self._read_ahead(trace, fixations, sampler, encode_batch):
+        dtype = next(self.parameters()).dtype
+        for number, patches in enumerate(self._read_ahead(trace, fixations, sampler, encode_batch)):
             begun = time.perf_counter()
-            encoding = self._encode(patches.to(trace.device, non_blocking=True))
+            image = fixations.image[number * encode_batch :][: len(patches)]
+            encoding = self._encode(sampler.palette(patches.to(trace.device, non_blocking=True), image, dtype))
             vectors.append(encoding.vector)
             maps.append(encoding.map)
             trace.seconds["encode"] += time.perf_counter() - begun
@@ -142,11 +144,10 @@ class Traversal(nn.Module):
         return added, Encoding(vector, map_)
 
     def _encode(self, patches: Tensor) -> Encoding:
-        dtype = next(self.parameters()).dtype
         mixed = torch.autocast("cuda", torch.bfloat16) if patches.is_cuda else nullcontext()
         with mixed:
-            encoding: Encoding = self.encoder(patches.to(dtype).div_(255))
-        return Encoding(encoding.vector.to(dtype), encoding.map.to(dtype))
+            encoding: Encoding = self.encoder(patches)
+        return Encoding(encoding.vector.to(patches.dtype), encoding.map.to(patches.dtype))
 
     def _read_ahead(
         self, trace: Trace, fixations: Fixations, sampler: PatchSampler, encode_batch: int

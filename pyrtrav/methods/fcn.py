@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyrtrav.colours import Palette
 from pyrtrav.encoders.base import Encoder, count_macs
 from pyrtrav.encoders.paper import FullyConnectedHead
 from pyrtrav.errors import ConfigError, PyramidError
@@ -92,9 +93,10 @@ class Fcn(Model):
         halo = -(-self.field // stride) * stride
         rows = max(stride, STRIP_PIXELS // side // stride * stride)
         total, count = torch.zeros(self.encoder.vector_size, device=device), 0
+        palette, dtype = Palette([image]), next(self.parameters()).dtype
         for top in range(0, side, rows):
             first, last = max(0, top - halo), min(side, top + rows + halo)
-            pixels = self._read(image, root, side, first, last).to(device).float().div_(255)
+            pixels = palette(self._read(image, root, side, first, last).to(device), np.zeros(1, np.int64), dtype)
             features = self.encoder.features(self.encoder.normalise(pixels))
             start = (top - first) // stride
             stop = features.shape[2] if top + rows >= side else start + rows // stride
