@@ -292,6 +292,7 @@ class Trainer:
             "seed": self.seed,
             "training": dataclasses.asdict(self.config),
             "images": {name: len(self.dataset.split(name)) for name in ("train", "val", "test")},
+            "split": self.dataset.rule,
             "seconds": round(sum(report["seconds"] for report in self._log()), 1),
         }
         settings = self._sampling(self.model.max_depth)
