@@ -261,6 +261,11 @@ class Pyramid(ABC):
         return self.pixel_rule.background
 
     @property
+    def token(self) -> int | None:
+        """A number for this state of the file as it is read, never given twice in a process; None where it has none."""
+        return self._token
+
+    @property
     def tiles_total(self) -> int:
         return sum(level.columns * level.rows for level in self.levels)
 
