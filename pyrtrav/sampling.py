@@ -13,6 +13,7 @@ from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrtrav.colours import Palette
 from pyrtrav.errors import ConfigError, PyramidError
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Patches
@@ -43,11 +44,12 @@ class PatchSampler:
     def __init__(self, pyramids: Sequence[Image], size: int, *, pinned: bool = False) -> None:
         """``pinned``: into memory from which a GPU takes the patches while other work goes on."""
         self.pyramids, self.size, self.pinned = list(pyramids), size, pinned
+        self.palette = Palette(pyramids)
 
     def __call__(
         self, image: Ints, region: Floats
     ) -> tuple[Shaped[Tensor, "fixation channels size size"], dict[int, PyramidError]]:
-        """Return the patches of regions (fixation axis) in 0..255 and, per place on it, why one could not be read."""
+        """Return the patches of regions (fixation axis), as bytes, and per place on it why one could not be read."""
         channels = self.pyramids[0].channels
         patches = torch.empty((len(image), self.size, self.size, channels), dtype=torch.uint8, pin_memory=self.pinned)
         pixels = patches.numpy()
@@ -122,8 +124,9 @@ class StackSampler:
         if images.pixels.shape[-2] != side or halvings < 0 or not halvings.is_integer():
             raise ConfigError(f"stacked images have sides of {size} x 2^k, not {images.pixels.shape[-2]} x {side}")
         self.size, self._samples = size, images.samples
-        self._levels = [images.pixels.permute(0, 2, 3, 1)]
-        level = images.pixels
+        self.palette = Palette(())
+        level = images.pixels / 255
+        self._levels = [level.permute(0, 2, 3, 1)]
         for _ in range(int(halvings)):
             level = torch.nn.functional.avg_pool2d(level, 2)
             self._levels.append(level.permute(0, 2, 3, 1))
@@ -131,7 +134,7 @@ class StackSampler:
     def __call__(
         self, image: Ints, region: Floats
     ) -> tuple[Shaped[Tensor, "fixation channels size size"], dict[int, PyramidError]]:
-        """As ``PatchSampler``; nothing can fail here."""
+        """As ``PatchSampler``, but in 0..1; nothing can fail here."""
         device, channels = self._levels[0].device, self._levels[0].shape[3]
         number = np.rint(np.log2(region[:, 2] / self.size)).astype(np.int64)
         corner = np.rint(region[:, :2] / 2.0 ** number[:, None]).astype(np.int64)

@@ -141,9 +141,12 @@ class Traversal(nn.Module):
             return numbers
 
         image, region = fixations.image[distinct], fixations.region[distinct]
+        dtype, done = next(self.parameters()).dtype, 0
         for patches in read_ahead(reading.sampler, trace, image, region, reading.encode_batch, images_at):
             begun = time.perf_counter()
-            encoding = self._encode(patches.to(trace.device, non_blocking=True))
+            there, own = patches.to(trace.device, non_blocking=True), image[done : done + len(patches)]
+            encoding = self._encode(reading.sampler.palette(there, own, dtype))
+            done += len(patches)
             vectors.append(encoding.vector)
             maps.append(encoding.map)
             trace.seconds["encode"] += time.perf_counter() - begun
@@ -165,11 +168,10 @@ class Traversal(nn.Module):
         return Expanded(added, encoding, at)
 
     def _encode(self, patches: Tensor) -> Encoding:
-        dtype = next(self.parameters()).dtype
         mixed = torch.autocast("cuda", torch.bfloat16) if patches.is_cuda else nullcontext()
         with mixed:
-            encoding: Encoding = self.encoder(patches.to(dtype).div_(255))
-        return Encoding(encoding.vector.to(dtype), encoding.map.to(dtype))
+            encoding: Encoding = self.encoder(patches)
+        return Encoding(encoding.vector.to(patches.dtype), encoding.map.to(patches.dtype))
 
     # Decide.
 

@@ -28,9 +28,9 @@ from pyrtrav.geometry import Region
 from pyrtrav.pyramid import Pyramid, open_pyramid
 from pyrtrav.pyramid.base import shared_cache
 from pyrtrav.pyramid.convert import convert
-from pyrtrav.pyramid.converted import cache_dir
 from pyrtrav.pyramid.flat import check_size, read_header
 from pyrtrav.pyramid.inspect import claims
+from pyrtrav.pyramid.limits import cache_dir
 from pyrtrav.pyramid.vips import tiled_sizes, write_pyramid
 from tests.contracts.pyramid import picture
 

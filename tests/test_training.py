@@ -17,7 +17,7 @@ from pyrtrav.geometry import Region
 from pyrtrav.model_file import load_model
 from pyrtrav.pyramid.array import ArrayPyramid
 from pyrtrav.selection import Settings
-from pyrtrav.training.augment import Jitter, View
+from pyrtrav.training.augment import View
 from pyrtrav.training.calibrate import calibrate, threshold_for
 from pyrtrav.training.data import Dataset, load_dataset
 from pyrtrav.training.evaluate import evaluate
@@ -181,13 +181,6 @@ def test_a_view_is_the_turned_image(turns: int, mirror: bool, column: int, row: 
     region = Region(view.root.x + column, view.root.y + row, width, height)
     got = view.read_many([region], (width, height)).pixels[0]
     assert (got == turned[row : row + height, column : column + width]).all()
-
-
-def test_jitter_moves_colours_alike_in_every_patch() -> None:
-    image = ArrayPyramid(np.full((20, 20, 3), 100, np.uint8))
-    view = View(image, 16, 0, False, Jitter((1.1, 1.0, 0.5), (0.0, -5.0, 0.0)))
-    patches = view.read_many([Region(0, 0, 8, 8), Region(4, 4, 16, 16)], 4).pixels
-    assert (patches == (110, 95, 50)).all()
 
 
 def test_options_find_their_home() -> None:

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pyrtrav.colours import Palette
 from pyrtrav.encoders.base import Encoder, count_macs
 from pyrtrav.encoders.paper import FullyConnectedHead
 from pyrtrav.errors import ConfigError, PyramidError
@@ -130,7 +131,8 @@ class Fcn(Model):
         patches = image.read_many([place], (width, height))
         if patches.errors[0] is not None:
             raise patches.errors[0]
-        pixels = torch.from_numpy(patches.pixels).permute(0, 3, 1, 2).to(device).float().div_(255)
+        stored = torch.from_numpy(patches.pixels).permute(0, 3, 1, 2).to(device)
+        pixels = Palette([image])(stored, np.zeros(1, np.int64), next(self.parameters()).dtype)
         kept = self.encoder.features(self.encoder.normalise(pixels))[0, :, rows.kept, columns.kept]
         return kept.sum((1, 2)), kept.shape[1] * kept.shape[2]
 

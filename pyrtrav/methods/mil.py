@@ -150,9 +150,11 @@ class Mil(Model):
         sampler = PatchSampler(images, base, pinned=device.type == "cuda")
         recompute = len(image) > count and torch.is_grad_enabled() and _learns(self.encoder)
         vectors = [torch.zeros(0, self.encoder.vector_size, device=device, dtype=next(self.parameters()).dtype)]
+        dtype, done = next(self.parameters()).dtype, 0
         for patches in read_ahead(sampler, trace, image, region, count):
             begun = time.perf_counter()
-            there = patches.to(device, non_blocking=True)
+            there = sampler.palette(patches.to(device, non_blocking=True), image[done : done + len(patches)], dtype)
+            done += len(patches)
             vectors.append(checkpoint(self._encode, there, use_reentrant=False) if recompute else self._encode(there))
             trace.seconds["encode"] += time.perf_counter() - begun
         keep = np.flatnonzero(trace.alive[image])
@@ -187,7 +189,7 @@ class Mil(Model):
         dtype = next(self.parameters()).dtype
         mixed = torch.autocast("cuda", torch.bfloat16) if patches.is_cuda else nullcontext()
         with mixed:
-            vector: Tensor = self.encoder(patches.to(dtype).div_(255)).vector
+            vector: Tensor = self.encoder(patches).vector
         return vector.to(dtype)
 
     # Believe.

@@ -40,6 +40,10 @@ class ArrayPyramid(Pyramid):
     def _file_identity(self) -> tuple[Hashable, ...]:
         return (id(self._array),)
 
+    @property
+    def token(self) -> int | None:
+        return None  # the next array may lie where this one lay
+
     def _open(self) -> None:
         height, width, count = self._array.shape
         self.levels = (Level(0, width, height, 1.0, 1.0, width, height),)

@@ -23,6 +23,7 @@ from pyrtrav.geometry import Region
 from pyrtrav.pyramid import limits, threads
 from pyrtrav.pyramid.batch import Batch, Planned, Request, box_of
 from pyrtrav.pyramid.cache import TileCache
+from pyrtrav.pyramid.disk_cache import disk_cache, name_of
 from pyrtrav.pyramid.handles import Handles
 from pyrtrav.pyramid.pixels import (
     Channels,
@@ -91,6 +92,7 @@ class Pyramid(ABC):
         self.path = os.fspath(path)
         self._options: dict[str, Any] = {"mpp": mpp, "channels": channels, "window": window, "shrink": shrink}
         self._cache = _CACHE if cache is None else cache
+        self._disk = disk_cache()
         self._lock = RLock()
         self._readers, self._closed, self._parked = 0, False, False
         self.cost = Cost()
@@ -143,6 +145,10 @@ class Pyramid(ABC):
     def _prefetch(self, keys: Sequence[Key]) -> None:  # noqa: B027 (of use to slow sources only)
         """Say which tiles will be decoded next, so that they can be fetched together."""
 
+    def _is_slow(self, level: int) -> bool:
+        """Whether a tile of a level takes longer to get than to read back from a disk: it may be kept there."""
+        return False
+
     def _believed_mpp(self, said: object) -> float | None:
         """Return what the file says as its mpp where it can be one; keeps what was said for ``info``."""
         self.said_mpp = None if said is None else str(said)
@@ -168,6 +174,7 @@ class Pyramid(ABC):
             _TOKENS.clear()  # numbers are never given twice
         named = self.path, self._identity, self.backend, tuple(map(str, self._options.values()))
         self._token = _TOKENS.setdefault(named, next(_NUMBERS))
+        self._named = named
         self._opened_in = os.getpid()
 
     def _file_identity(self) -> tuple[Hashable, ...]:
@@ -256,6 +263,11 @@ class Pyramid(ABC):
     def background(self) -> tuple[int, ...]:
         """The value of every pixel outside the image, of ``channels`` values 0..255."""
         return self.pixel_rule.background
+
+    @property
+    def token(self) -> int | None:
+        """A number for this state of the file as it is read, never given twice in a process; None where it has none."""
+        return self._token
 
     @property
     def tiles_total(self) -> int:
@@ -365,8 +377,7 @@ class Pyramid(ABC):
 
     def _tile(self, key: Key, shrink: int = 1) -> Tile | None:
         """One tile as model pixels, cached or decoded and counted; None where it is declared empty."""
-        name = self._token, key, shrink
-        cached = self._cache.get(name)
+        cached = self._recall(key, shrink)
         if cached is not None:
             with self._lock:
                 self._count_distinct(key)
@@ -375,11 +386,27 @@ class Pyramid(ABC):
         if raw is None:
             return None
         tile = Tile(*self.pixel_rule.apply(raw.samples))
-        self._cache.put(name, tile)
+        self._keep(tile, key, shrink)
         return tile
 
+    def _recall(self, key: Key, shrink: int = 1) -> Tile | None:
+        """A tile from the cache in memory, or else from that on the disk."""
+        tile = self._cache.get((self._token, key, shrink))
+        if tile is None and self._disk is not None and self._is_slow(key[0]):
+            tile = self._disk.get(name_of(self._named, key, shrink))
+            if tile is not None:
+                self._cache.put((self._token, key, shrink), tile)
+        return tile
+
+    def _keep(self, tile: Tile, key: Key, shrink: int = 1) -> None:
+        self._cache.put((self._token, key, shrink), tile)
+        if self._disk is not None and self._is_slow(key[0]):
+            self._disk.put(name_of(self._named, key, shrink), tile)
+
     def _is_cached(self, key: Key, shrink: int) -> bool:
-        return (self._token, key, shrink) in self._cache
+        if (self._token, key, shrink) in self._cache:
+            return True
+        return self._disk is not None and self._is_slow(key[0]) and name_of(self._named, key, shrink) in self._disk
 
     def _raw_tile(self, key: Key, shrink: int = 1) -> RawTile | None:
         """Decode one tile and count it."""

@@ -27,7 +27,7 @@ from pyrtrav.errors import (
     without_frames,
 )
 from pyrtrav.files import make_folder, written_whole
-from pyrtrav.pyramid.limits import cache_dir_bytes
+from pyrtrav.pyramid.limits import cache_dir, cache_dir_bytes
 from pyrtrav.pyramid.pixels import Samples
 from pyrtrav.pyramid.source import identity
 from pyrtrav.pyramid.tiff import TiffPyramid
@@ -38,14 +38,6 @@ VERSION = 1
 """Of what is written: counted up when older pyramids must not be read any more."""
 
 _log = logging.getLogger("pyrtrav")
-
-
-def cache_dir() -> Path:
-    """Where converted pyramids are kept."""
-    given = os.environ.get("PYRTRAV_CACHE_DIR")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "pyrtrav"
 
 
 def tiled_levels(width: int, height: int) -> list[Level]:

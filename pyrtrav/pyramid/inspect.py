@@ -14,6 +14,7 @@ from pyrtrav.pyramid.omezarr import is_zarr_file
 from pyrtrav.pyramid.open import candidates, read_head
 from pyrtrav.pyramid.remote_open import claims_url, url_fingerprint
 from pyrtrav.pyramid.source import is_url
+from pyrtrav.pyramid.tiff_levels import is_tiff
 
 _END_BYTES = 64 << 10
 _DICOM_MAGIC = slice(128, 132)
@@ -67,6 +68,8 @@ def claims(path: str | os.PathLike[str]) -> bool:
         return claims_url(path)
     try:
         head = read_head(path)
+        if is_tiff(head):
+            return True  # by which backend is found out when it is opened
         names = candidates(path, head)
     except PyramidError:
         return False
@@ -101,10 +104,11 @@ def dicom_series(path: str) -> str | None:
         return None
     try:
         with open(path, "rb") as file:
-            head = file.read(_END_BYTES)
+            head = file.read(_DICOM_MAGIC.stop)
+            if head[_DICOM_MAGIC] != b"DICM":
+                return None
+            head += file.read(_END_BYTES - len(head))
     except OSError:
-        return None
-    if head[_DICOM_MAGIC] != b"DICM":
         return None
     # Tag (0020,000E), explicit VR `UI` with a 16-bit length, or implicit VR with a 32-bit one.
     at = head.find(b"\x20\x00\x0e\x00UI")

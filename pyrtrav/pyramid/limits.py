@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from pyrtrav.errors import ConfigError
 
@@ -14,6 +15,7 @@ _DEFAULTS = {
     "PYRTRAV_WHOLE_PIXELS": 64_000_000,
     "PYRTRAV_CONVERT_BYTES": 2 << 30,
     "PYRTRAV_CACHE_DIR_BYTES": 20 << 30,
+    "PYRTRAV_DISK_CACHE_BYTES": 0,
 }
 
 
@@ -35,6 +37,19 @@ def convert_bytes() -> int:
 def cache_dir_bytes() -> int:
     """``PYRTRAV_CACHE_DIR_BYTES``, else 20 GiB: what converted pyramids may take on the disk together."""
     return _number("PYRTRAV_CACHE_DIR_BYTES")
+
+
+def cache_dir() -> Path:
+    """Where converted pyramids, and tiles if asked for, are kept: ``PYRTRAV_CACHE_DIR``, else the user's cache."""
+    given = os.environ.get("PYRTRAV_CACHE_DIR")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "pyrtrav"
+
+
+def disk_cache_bytes() -> int:
+    """``PYRTRAV_DISK_CACHE_BYTES``, else 0, none: what decoded tiles of slow images may take on the disk together."""
+    return _number("PYRTRAV_DISK_CACHE_BYTES", least=0)
 
 
 def threads() -> int:

@@ -104,7 +104,7 @@ class RasterPyramid(Pyramid):
             return self._level_tile(key)
 
     def _level_tile(self, key: Key) -> Tile:
-        tile = self._kept.get(key) or self._cache.get((self._token, key))
+        tile = self._kept.get(key) or self._recall(key)
         if tile is not None:
             return tile
         if key[0] == self._whole:
@@ -119,9 +119,12 @@ class RasterPyramid(Pyramid):
             tile = Tile(halve(finer.pixels), valid)
         if tile.nbytes > self._cache.max_bytes:  # or every read would decode it again
             self._kept[key] = tile
-        else:
-            self._cache.put((self._token, key), tile)
+        self._keep(tile, key)
         return tile
+
+    def _is_slow(self, level: int) -> bool:
+        """Whole decodes are: any coarse level takes one. Converted tiles lie on the disk already."""
+        return self._is_whole(level)
 
     def _percentile_window(self) -> Window | None:
         """Percentiles of the image, which is kept for the first read: it is decoded once."""

@@ -82,6 +82,10 @@ class SlidePyramid(Pyramid):
         except ValueError:
             return 255, 255, 255
 
+    def _is_slow(self, level: int) -> bool:
+        """OpenSlide takes milliseconds for what a disk gives in a fraction of one."""
+        return True
+
     def _close(self) -> None:
         # Dropped, not closed: a thread may be inside a read, and the last one to leave closes it.
         self._slide = None

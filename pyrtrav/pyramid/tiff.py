@@ -22,7 +22,7 @@ from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.pyramid.pixels import wanted_samples
 from pyrtrav.pyramid.remote import RemoteFile
 from pyrtrav.pyramid.source import BlockFile, Source, Span, is_url, open_source
-from pyrtrav.pyramid.tiff_decode import decode_segment, natural_colors, samples_together
+from pyrtrav.pyramid.tiff_decode import SLOW, decode_segment, natural_colors, samples_together
 from pyrtrav.pyramid.tiff_levels import Directory, find_levels, is_tiff
 from pyrtrav.pyramid.tiff_words import read_ome, read_properties, read_samples, refuse_vendors
 from pyrtrav.pyramid.tiles import Key, Level, RawTile
@@ -103,6 +103,12 @@ class TiffPyramid(Pyramid):
         )
         self.bounds = Region(0, 0, first.width, first.height)
         self.mpp = self._believed_mpp(properties.get("mpp"))
+
+    def _is_slow(self, level: int) -> bool:
+        """Behind a URL whose server tells one state of a file from another, or in a codec of milliseconds a tile."""
+        if is_url(self.path):
+            return bool(self._identity[0])
+        return self._directories[level].pages[0].compression in SLOW
 
     def _close(self) -> None:
         source, self._source, self._directories = getattr(self, "_source", None), None, []

@@ -31,6 +31,8 @@ LERC = 34887
 SUPPORTED = (*BOUNDED, JPEG, *JPEG_2000, WEBP, *JPEG_XL, LERC)
 # These give RGB whatever the photometric tag says.
 GIVES_RGB = (JPEG, *JPEG_2000, WEBP, *JPEG_XL)
+# These take milliseconds a tile.
+SLOW = (*JPEG_2000, *JPEG_XL)
 
 LERC_PARAMETERS = 50674
 

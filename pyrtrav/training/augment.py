@@ -1,42 +1,41 @@
 """Augmentation that keeps reading lazy: the traversal sees a turned or mirrored image, and only its patches are turned.
 
 A view maps regions into the file's frame before they are read and the patches back afterwards, so attention, grid and
-tree stay consistent whatever the turn. Colour is jittered per image, the same in all of its patches.
+tree stay consistent whatever the turn. It reads the file's colours and carries those in which a model is to see it, the
+same for all of its patches; they are applied on the device, to all patches of a batch at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrtrav.colours import Colours
 from pyrtrav.geometry import Region, root_region
 from pyrtrav.pyramid.base import Patches, Pyramid
-
-
-@dataclass(frozen=True)
-class Jitter:
-    """Per-channel gain (around 1) and offset (in 0..255) of the pixels."""
-
-    gain: tuple[float, ...]
-    offset: tuple[float, ...]
+from pyrtrav.training.jitter import random_colours
 
 
 class View:
-    """A pyramid turned by quarter turns and mirrored, with jittered colour; it reads like the pyramid itself.
+    """A pyramid turned by quarter turns and mirrored; it reads like the pyramid itself.
 
     The frame is the square glance, which every turn maps onto itself.
     """
 
-    def __init__(self, pyramid: Pyramid, base_resolution: int, turns: int, mirror: bool, jitter: Jitter | None) -> None:
+    def __init__(
+        self, pyramid: Pyramid, base_resolution: int, turns: int, mirror: bool, colours: Colours | None = None
+    ) -> None:
         self.pyramid, self.turns, self.mirror = pyramid, turns % 4, mirror
-        self.jitter = jitter
+        self.colours = colours
         self.root = root_region(pyramid.bounds, base_resolution)
         self.bounds = self._turn(pyramid.bounds, forward=True)
         self.mpp, self.channels, self.path = pyramid.mpp, pyramid.channels, pyramid.path
-        self._table = _table(jitter) if jitter else None
+
+    def in_file(self, region: Region) -> Region:
+        """Return where a region of the view lies in the file, in level-0 pixels."""
+        return self._turn(region, forward=False)
 
     def _turn(self, region: Region, *, forward: bool) -> Region:
         """Map a region between the file's frame and the view's (forward: file to view)."""
@@ -61,29 +60,16 @@ class View:
         pixels = np.rot90(patches.pixels, self.turns, axes=(1, 2))
         if self.mirror:
             pixels = pixels[:, :, ::-1]
-        if self._table is not None:
-            pixels = np.stack([self._table[c][pixels[..., c]] for c in range(self.channels)], axis=-1)
         if out is None:
             return Patches(np.ascontiguousarray(pixels), None, patches.errors)
         out[:] = pixels
         return Patches(out, None, patches.errors)
 
 
-def _table(jitter: Jitter) -> NDArray[np.uint8]:
-    values = np.arange(256)
-    rows = [values * gain + offset for gain, offset in zip(jitter.gain, jitter.offset, strict=True)]
-    table: NDArray[np.uint8] = np.rint(np.clip(np.array(rows), 0, 255)).astype(np.uint8)
-    return table
-
-
 def random_view(
-    pyramid: Pyramid, base_resolution: int, random: np.random.Generator, *, turn: bool, jitter: float
+    pyramid: Pyramid, base_resolution: int, random: np.random.Generator, *, turn: bool, jitter: float, hed: float = 0.0
 ) -> View:
-    """Draw a view: any of the eight turns, and gains and offsets of up to ``jitter`` (a fraction, 0 for none)."""
+    """Draw a view: any of the eight turns, and colours (see ``random_colours``)."""
     turns, mirror = (int(random.integers(4)), bool(random.integers(2))) if turn else (0, False)
-    drawn = None
-    if jitter > 0:
-        gain = random.uniform(1 - jitter, 1 + jitter, pyramid.channels)
-        offset = random.uniform(-jitter, jitter, pyramid.channels) * 128
-        drawn = Jitter(tuple(gain.tolist()), tuple(offset.tolist()))
-    return View(pyramid, base_resolution, turns, mirror, drawn)
+    colours = random_colours(random, pyramid.channels, jitter=jitter, hed=hed)
+    return View(pyramid, base_resolution, turns, mirror, colours)

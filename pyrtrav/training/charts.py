@@ -218,7 +218,7 @@ def _lowest(report: Mapping[str, Any]) -> float:
     data = report["data"]
     ends = [point["metrics"]["accuracy"]["low"] for point in (*report["by_depth"], *report["by_budget"])]
     lowest = min([*ends, max(data["by_class"].values()) / data["images"]])
-    return max(0.0, math.floor(lowest * 10 - 0.5) / 10)
+    return max(0.0, math.floor(float(lowest) * 10 - 0.5) / 10)
 
 
 def _scale(axes: Axes, cost: str, lowest: float) -> None:

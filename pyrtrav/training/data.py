@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -44,6 +45,8 @@ class Example:
     """Images of one group (a patient) are on one side of the split; None where it stands alone."""
     source: str
     """``table:line``, or the class folder."""
+    key: str = ""
+    """Path relative to the table or the data folder: an image's name wherever the data lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class Dataset:
     classes: tuple[str, ...]
     examples: tuple[Example, ...]
     warnings: tuple[str, ...]
+    rule: str = "as given"
+    """How training and validation images were told apart, in words."""
 
     def split(self, name: str) -> list[Example]:
         """Return the examples of ``train``, ``val`` or ``test``."""
@@ -78,11 +83,13 @@ def load_dataset(source: str | Path, *, seed: int = 0) -> Dataset:
     classes = _classes(rows, path)
     _check_splits(rows)
     check_groups(rows)
+    is_given = any(row.split == "val" for row in rows)
     rows = _with_validation(rows, seed, path, warnings)
     check_contents(rows, warnings)
     index = {name: number for number, name in enumerate(classes)}
-    examples = (Example(row.path, index[row.label], cast(Split, row.split), row.group, row.source) for row in rows)
-    return Dataset(tuple(classes), tuple(examples), tuple(warnings))
+    examples = (Example(r.path, index[r.label], cast(Split, r.split), r.group, r.source, r.key) for r in rows)
+    rule = "as given" if is_given else f"about {VALIDATION_SHARE:.0%} by hash of path or group, seed {seed}"
+    return Dataset(tuple(classes), tuple(examples), tuple(warnings), rule)
 
 
 # What must hold.
@@ -178,7 +185,7 @@ def validation_units(classes: Mapping[str, AbstractSet[str]], seed: int) -> set[
     Raises:
         DatasetError: groups with several classes leave no way to give every class both sides.
     """
-    place = {unit: _fraction(seed, unit) for units in classes.values() for unit in units}
+    place = {unit: fraction(seed, unit) for units in classes.values() for unit in units}
     chosen = {unit for unit in place if place[unit] < VALIDATION_SHARE}
     for to_validation in (True, False):
         for label in sorted(classes):
@@ -197,7 +204,8 @@ def validation_units(classes: Mapping[str, AbstractSet[str]], seed: int) -> set[
     return chosen
 
 
-def _fraction(seed: int, unit: str) -> float:
+def fraction(seed: int, unit: str) -> float:
+    """Return a number in 0..1 that follows from the seed and the name."""
     digest = hashlib.sha256(f"{seed}:{unit}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -260,11 +268,11 @@ def _size(row: Row) -> Hashable:
 
 
 def _beginning(row: Row) -> Hashable:
-    """Of a file, its first 64 KiB; of a folder, the names and bytes of all files below it."""
+    """Of a file, a checksum of its first 64 KiB; of a folder, the names and bytes of all files below it."""
     if os.path.isdir(row.path):
         return tuple(sorted((name, os.path.getsize(path)) for name, path in _files(row.path)))
     with open(row.path, "rb") as file:
-        return hashlib.sha256(file.read(_HEAD_BYTES)).digest()
+        return zlib.crc32(file.read(_HEAD_BYTES))  # alike by chance: then the whole contents tell
 
 
 def _content(row: Row) -> Hashable:

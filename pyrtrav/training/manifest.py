@@ -45,6 +45,9 @@ def is_table(path: str) -> bool:
 
 def relative_key(path: str, folder: str) -> str:
     """Return the path relative to the folder, with ``/``."""
+    below = os.path.join(folder, "")
+    if path.startswith(below) and os.path.normpath(path) == path:
+        return path[len(below) :].replace(os.sep, "/")  # the usual case: what follows asks the system twice
     return os.path.relpath(path, folder).replace(os.sep, "/")
 
 

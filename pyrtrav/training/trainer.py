@@ -52,16 +52,21 @@ class TrainingConfig:
     turn: bool = True
     """Show images in any of their eight turns and mirrorings."""
     jitter: float = 0.05
-    """Colour: gain and offset of each image vary by up to this fraction."""
+    """Colour: brightness, contrast, saturation and hue of each image vary by up to this; 0 to below 1."""
     validate_every: int = 5
     """Epochs between validations; the last epoch of a stage is always validated."""
     strict: bool = False
     """Stop at the first unreadable image."""
+    hed: float = 0.0
+    """Stains: amounts of haematoxylin, eosin and DAB in each image vary by up to this; 0 to below 1."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "validate_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("jitter", "hed"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if self.lr <= 0:
             raise ConfigError(f"lr must be above 0, got {self.lr}")
         if min(self.epochs if isinstance(self.epochs, tuple) else (self.epochs,), default=0) < 1:
@@ -214,7 +219,7 @@ class Trainer:
         labels = []
         for example, pyramid in zip(batch, pyramids, strict=True):
             if pyramid is not None:
-                views.append(random_view(pyramid, base, random, turn=config.turn, jitter=config.jitter))
+                views.append(random_view(pyramid, base, random, turn=config.turn, jitter=config.jitter, hed=config.hed))
                 labels.append(example.label)
         if not views:
             return {}, errors, 0
@@ -287,6 +292,7 @@ class Trainer:
             "seed": self.seed,
             "training": dataclasses.asdict(self.config),
             "images": {name: len(self.dataset.split(name)) for name in ("train", "val", "test")},
+            "split": self.dataset.rule,
             "seconds": round(sum(report["seconds"] for report in self._log()), 1),
         }
         settings = self._sampling(self.model.max_depth)

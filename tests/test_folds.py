@@ -1,0 +1,170 @@
+"""Cross-validation: whole groups, even classes, and nothing that depends on order or place."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
+
+from pyrtrav.errors import ConfigError, DatasetError
+from pyrtrav.training.data import Dataset, Example, load_dataset
+from pyrtrav.training.folds import _best_fold, _spread, k_folds
+from tests.samples import TISSUE
+
+
+def example(number: int, label: int, group: str | None = None, split: str = "train") -> Example:
+    return Example(f"/data/{number}.tif", label, split, group, "table", f"{number}.tif")  # type: ignore[arg-type]
+
+
+def dataset(examples: list[Example], classes: int = 3) -> Dataset:
+    return Dataset(tuple("abcdef"[:classes]), tuple(examples), ())
+
+
+# Images of 2 to 4 classes, each alone or in one of some groups; every class in many units.
+labelled = st.lists(
+    st.tuples(st.integers(0, 2), st.one_of(st.none(), st.integers(0, 12))), min_size=20, max_size=80
+).filter(lambda rows: len({label for label, _ in rows}) == 3)
+
+
+def make(rows: list[tuple[int, int | None]]) -> Dataset:
+    return dataset([example(i, label, None if group is None else f"g{group}") for i, (label, group) in enumerate(rows)])
+
+
+def folds_or_none(made: Dataset, k: int, seed: int = 0) -> list[Dataset] | None:
+    try:
+        return k_folds(made, k, seed)
+    except DatasetError:
+        return None
+
+
+def sides(folds: list[Dataset]) -> list[set[str]]:
+    return [{example.path for example in fold.split("val")} for fold in folds]
+
+
+@given(rows=labelled, k=st.integers(2, 5), seed=st.integers(0, 3))
+@settings(deadline=None, max_examples=60)
+def test_every_image_validates_once_and_groups_stay_together(
+    rows: list[tuple[int, int | None]], k: int, seed: int
+) -> None:
+    made = make(rows)
+    folds = folds_or_none(made, k, seed)
+    assume(folds is not None)
+    assert folds is not None
+    validated = Counter(path for side in sides(folds) for path in side)
+    assert validated == Counter(example.path for example in made.examples)
+    for number, fold in enumerate(folds):
+        assert [replace(e, split="train") for e in fold.examples] == list(made.examples)
+        places: dict[str, set[str]] = {}
+        for one in fold.examples:
+            if one.group is not None:
+                places.setdefault(one.group, set()).add(one.split)
+        assert all(len(place) == 1 for place in places.values())
+        assert {one.label for one in fold.split("train")} == {one.label for one in made.examples}
+        assert fold.rule == f"fold {number + 1} of {k}, stratified by class and whole groups, seed {seed}"
+
+
+@given(rows=labelled, k=st.integers(2, 5), seed=st.integers(0, 3))
+@settings(deadline=None, max_examples=40)
+def test_order_and_place_of_the_files_do_not_matter(rows: list[tuple[int, int | None]], k: int, seed: int) -> None:
+    made = make(rows)
+    folds = folds_or_none(made, k, seed)
+    assume(folds is not None)
+    assert folds is not None
+    moved = [replace(one, path=one.path.replace("/data", "/mnt/else")) for one in made.examples]
+    random.Random(seed).shuffle(moved)
+    again = k_folds(replace(made, examples=tuple(moved)), k, seed)
+    assert sides(again) == [{path.replace("/data", "/mnt/else") for path in side} for side in sides(folds)]
+
+
+@given(counts=st.lists(st.integers(5, 40), min_size=2, max_size=4), k=st.integers(2, 5), seed=st.integers(0, 9))
+@settings(deadline=None, max_examples=40)
+def test_classes_of_single_images_are_spread_within_one(counts: list[int], k: int, seed: int) -> None:
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    folds = k_folds(dataset([example(i, label) for i, label in enumerate(labels)], len(counts)), k, seed)
+    for label, count in enumerate(counts):
+        inside = [sum(one.label == label for one in fold.split("val")) for fold in folds]
+        assert set(inside) <= {count // k, -(-count // k)}
+    assert all(fold.warnings == () for fold in folds)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_groups_go_where_scikit_learn_puts_them(seed: int) -> None:
+    """Equal, group by group, where no two choices are equally good; empty folds are, so their order is open."""
+    drawn = np.random.default_rng(seed)
+    k, counts = int(drawn.integers(2, 6)), drawn.integers(0, 150, (int(drawn.integers(8, 30)), 3))
+    counts[::4, 1:] = 0  # some groups of one class
+    counts = counts[counts.sum(1) > 0]
+    found = _spread({("group", f"g{number}"): row for number, row in enumerate(counts)}, k, seed)
+    labels = np.concatenate([np.repeat(np.arange(3), row) for row in counts])
+    members = np.repeat(np.arange(len(counts)), counts.sum(1))
+    theirs = {frozenset(members[held_out]) for _, held_out in StratifiedGroupKFold(k).split(labels, labels, members)}
+    ours = {frozenset(int(unit[1][1:]) for unit, fold in found.items() if fold == number) for number in range(k)}
+    assert ours == theirs
+
+
+@given(
+    groups=st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any), min_size=6, max_size=30),
+    k=st.integers(2, 6),
+)
+@settings(deadline=None, max_examples=30)
+def test_no_other_fold_would_have_been_better(groups: list[list[int]], k: int) -> None:
+    """Step by step against the definition: the mean over classes of the deviation of their shares."""
+    folds, total = np.zeros((k, 3), np.int64), np.maximum(np.sum(groups, 0), 1)
+    for group in groups:
+        best = _best_fold(folds, np.array(group), total)
+        unevenness = []
+        for fold in range(k):
+            folds[fold] += group
+            unevenness.append(np.mean([np.std(folds[:, c] / total[c]) for c in range(3)]))
+            folds[fold] -= group
+        equal = np.flatnonzero(np.isclose(unevenness, min(unevenness)))
+        assert best in equal
+        assert folds[best].sum() == folds[equal].sum(1).min()
+        folds[best] += group
+
+
+def test_a_seed_is_another_division() -> None:
+    made = dataset([example(i, i % 3) for i in range(30)])
+    assert sides(k_folds(made, 3, seed=0)) == sides(k_folds(made, 3, seed=0))
+    assert sides(k_folds(made, 3, seed=0)) != sides(k_folds(made, 3, seed=1))
+
+
+def test_test_images_stay_and_given_splits_are_pooled() -> None:
+    made = dataset([example(i, i % 2, split=("train", "val", "test")[i % 3]) for i in range(24)], 2)
+    for fold in k_folds(made, 4):
+        assert [e.path for e in fold.split("test")] == [e.path for e in made.split("test")]
+        assert len(fold.split("val")) == 4
+
+
+def test_what_cannot_be_divided_is_said() -> None:
+    with pytest.raises(ConfigError, match="needs 2 folds or more, got 1"):
+        k_folds(make([(0, None), (1, None)]), 1)
+    with pytest.raises(DatasetError, match="2 images or groups cannot be divided into 3 folds"):
+        k_folds(make([(0, 1), (1, 1), (2, 2)]), 3)
+    with pytest.raises(DatasetError, match=r"class 'b': all its images are in one fold \(\d of 2\)"):
+        k_folds(make([(0, None)] * 6 + [(1, 5)] * 4), 2)
+    folds = k_folds(make([(0, None)] * 9 + [(1, None)] * 9 + [(2, None)] * 2), 3)
+    assert sum("no validation images of 'c'" in text for fold in folds for text in fold.warnings) == 1
+
+
+def test_ten_thousand_images_take_seconds() -> None:
+    made = dataset([example(i, i % 3, f"p{i // 3}" if i % 2 else None) for i in range(10_000)])
+    begun = time.perf_counter()
+    k_folds(made, 5)
+    assert time.perf_counter() - begun < 10
+
+
+def test_the_repository_s_images() -> None:
+    made = load_dataset(TISSUE)
+    assert made.rule == "as given"
+    folds = k_folds(made, 5)
+    counts = [Counter(one.label for one in fold.split("val")) for fold in folds]
+    total = Counter(one.label for one in made.examples if one.split != "test")
+    assert all(abs(count[label] - total[label] / 5) < 1 for count in counts for label in total)
