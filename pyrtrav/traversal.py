@@ -195,17 +195,17 @@ class Traversal(nn.Module):
         logits = self.policy(Encoding(encoding.vector[index], encoding.map[index]))
         parents = np.repeat(fixations[deeper], self.grid.count)
         cell = np.tile(np.arange(self.grid.count), int(deeper.sum()))
-        column, row, region = self._cells(trace, parents, cell)
+        column, row, region = self.cells_of(trace, parents, cell)
         inside = _holds_image(region, limits.bounds[trace.image[parents]])
         kept = torch.from_numpy(np.flatnonzero(inside)).to(trace.device)
         logit = logits.reshape(-1)[kept]
         parents, cell = parents[inside], cell[inside]
         probability = torch.sigmoid(logit.detach()).cpu().numpy().astype(np.float64)
-        draws = _draw(trace, parents, cell, generator) if settings.select == "sample" else None
+        draws = draw(trace, parents, cell, generator) if settings.select == "sample" else None
         eligible = eligible_edges(settings, probability, trace.depth[parents], parents, cell, draws)
         trace.add_edges(parents, cell, column[inside], row[inside], region[inside], logit, probability, eligible)
 
-    def _cells(self, trace: Trace, parents: Ints, cell: Ints) -> tuple[Ints, Ints, Floats]:
+    def cells_of(self, trace: Trace, parents: Ints, cell: Ints) -> tuple[Ints, Ints, Floats]:
         """Lattice positions and regions (edge axis) of cells; on a lattice equal places have equal regions."""
         grid = self.grid
         column, row = cell % grid.cells, cell // grid.cells
@@ -338,8 +338,8 @@ def _holds_image(region: Floats, bounds: Floats) -> Bools:
     return inside
 
 
-def _draw(trace: Trace, parents: Ints, cell: Ints, generator: Generators | None) -> Floats:
-    """Uniforms on the edge axis."""
+def draw(trace: Trace, parents: Ints, cell: Ints, generator: Generators | None) -> Floats:
+    """Return uniforms in 0..1 on the edge axis."""
     if generator is None or isinstance(generator, torch.Generator):
         return torch.rand(len(parents), generator=generator, dtype=torch.float64).numpy()
     if callable(generator):

@@ -30,11 +30,20 @@ class View:
     The frame is the square glance, which every turn maps onto itself.
     """
 
-    def __init__(self, pyramid: Pyramid, base_resolution: int, turns: int, mirror: bool, jitter: Jitter | None) -> None:
+    def __init__(
+        self,
+        pyramid: Pyramid,
+        base_resolution: int,
+        turns: int,
+        mirror: bool,
+        jitter: Jitter | None,
+        hints: Sequence[Region] = (),
+    ) -> None:
         self.pyramid, self.turns, self.mirror = pyramid, turns % 4, mirror
         self.jitter = jitter
         self.root = root_region(pyramid.bounds, base_resolution)
         self.bounds = self._turn(pyramid.bounds, forward=True)
+        self.hints = tuple(self._turn(hint, forward=True) for hint in hints)
         self.mpp, self.channels, self.path = pyramid.mpp, pyramid.channels, pyramid.path
         self._table = _table(jitter) if jitter else None
 
@@ -77,13 +86,22 @@ def _table(jitter: Jitter) -> NDArray[np.uint8]:
 
 
 def random_view(
-    pyramid: Pyramid, base_resolution: int, random: np.random.Generator, *, turn: bool, jitter: float
+    pyramid: Pyramid,
+    base_resolution: int,
+    random: np.random.Generator,
+    *,
+    turn: bool,
+    jitter: float,
+    hints: Sequence[Region] = (),
 ) -> View:
-    """Draw a view: any of the eight turns, and gains and offsets of up to ``jitter`` (a fraction, 0 for none)."""
+    """Draw a view: any of the eight turns, and gains and offsets of up to ``jitter`` (a fraction, 0 for none).
+
+    Hints (level-0 pixels) turn with the image.
+    """
     turns, mirror = (int(random.integers(4)), bool(random.integers(2))) if turn else (0, False)
     drawn = None
     if jitter > 0:
         gain = random.uniform(1 - jitter, 1 + jitter, pyramid.channels)
         offset = random.uniform(-jitter, jitter, pyramid.channels) * 128
         drawn = Jitter(tuple(gain.tolist()), tuple(offset.tolist()))
-    return View(pyramid, base_resolution, turns, mirror, drawn)
+    return View(pyramid, base_resolution, turns, mirror, drawn, hints)
