@@ -48,6 +48,10 @@ class Trace:
         """The fixation that an edge led to; -1 where it is off."""
         self._logits: list[Tensor] = []
 
+        self.expanded: Ints = np.zeros(0, np.int64)
+        """Fixations, ascending, of which ``map`` holds the maps; none where no gradient is wanted."""
+        self._maps: list[Tensor] = []
+
     # Growing.
 
     def add_fixations(
@@ -86,6 +90,11 @@ class Trace:
         self.child = np.concatenate([self.child, np.full(len(parent), -1)])
         self._logits.append(logit)
 
+    def keep_maps(self, fixations: Ints, maps: Tensor) -> None:
+        """Keep the maps of expanded fixations, for losses that train what the policy sees."""
+        self.expanded = np.concatenate([self.expanded, fixations])
+        self._maps.append(maps)
+
     # Reading.
 
     @property
@@ -111,6 +120,10 @@ class Trace:
         if not self._logits:
             return torch.zeros(0, device=self.device)
         return self._logits[0] if len(self._logits) == 1 else torch.cat(self._logits)
+
+    @property
+    def map(self) -> Float[Tensor, "expanded channel row column"]:
+        return self._maps[0] if len(self._maps) == 1 else torch.cat(self._maps)
 
     def fixations_of(self, image: int) -> Ints:
         return np.flatnonzero(self.image == image)

@@ -36,9 +36,13 @@ class Policy(nn.Module):
 
     grid: Grid
 
-    @abstractmethod
     def forward(self, encoding: Encoding) -> Tensor:
-        """Return logits (fixation, cell); cells are numbered row by row."""
+        """Return logits (fixation, cell); no gradient goes back into the map."""
+        return self.logits(encoding.map.detach())
+
+    @abstractmethod
+    def logits(self, map_: Tensor) -> Tensor:
+        """Return logits (fixation, cell) from maps (fixation, channel, row, column); cells are numbered row by row."""
 
 
 class Fixations(NamedTuple):
@@ -192,7 +196,10 @@ class Traversal(nn.Module):
         if not deeper.any():
             return
         index = torch.from_numpy(np.flatnonzero(deeper)).to(trace.device)
-        logits = self.policy(Encoding(encoding.vector[index], encoding.map[index]))
+        seen = Encoding(encoding.vector[index], encoding.map[index])
+        logits = self.policy(seen)
+        if torch.is_grad_enabled():
+            trace.keep_maps(fixations[deeper], seen.map)
         parents = np.repeat(fixations[deeper], self.grid.count)
         cell = np.tile(np.arange(self.grid.count), int(deeper.sum()))
         column, row, region = self.cells_of(trace, parents, cell)

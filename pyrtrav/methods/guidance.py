@@ -19,7 +19,7 @@ from pyrtrav.geometry import Region
 from pyrtrav.sampling import Image
 from pyrtrav.selection import Bools, Floats, Ints
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Draws, Generators, Traversal, draw
+from pyrtrav.traversal import Draws, Generators, Policy, Traversal, draw
 
 Boxes = Sequence[Sequence[Region]]
 """For each image of a trace its hints, in the frame of the trace's regions."""
@@ -59,28 +59,39 @@ def _along(start: Floats, side: Floats, first: Floats, length: Floats) -> tuple[
     return np.clip(held, 0, None), np.minimum(side, length), (start <= middle) & (middle < start + side)
 
 
-def hint_likelihood(trace: Trace, depth: int, hints: Boxes) -> Float[Tensor, ""]:
-    """Return the mean log-likelihood of what hints ask for, of a run down to ``depth``: 0 at best, to be maximised.
+def attached_logit(trace: Trace, policy: Policy) -> Float[Tensor, " edge"]:
+    """Return the trace's logits once more, this time with a gradient that goes on into maps and encoder."""
+    if len(trace.parent) == 0:
+        return trace.logit
+    logits = policy.logits(trace.map)
+    edge = np.searchsorted(trace.expanded, trace.parent) * logits.shape[1] + trace.cell
+    return logits.reshape(-1)[torch.from_numpy(edge).to(trace.device)]
 
-    Over the edges of expanded fixations of images with hints. Every depth counts alike: deep ones have many edges, most
-    of which are not asked for. Its optimum is the frequency with which a cell is asked for, given what the policy sees.
+
+def hint_likelihood(trace: Trace, depth: int, hints: Boxes, logits: Float[Tensor, " edge"]) -> Float[Tensor, ""]:
+    """Return the log-likelihood that a fixation decides as hints ask, of a run down to ``depth``: 0 at best.
+
+    The sum over a fixation's cells, averaged over the expanded fixations of images with hints, depth by depth, and over
+    depths: deep ones have many fixations, most of which hold no hint. The sum puts it on the scale of REINFORCE, whose
+    log p sums over decisions too. Its optimum is the frequency with which a cell is asked for, given what the policy
+    sees. ``logits`` are the trace's, or ``attached_logit``.
     """
     edges = trace.decisions(depth)
     image = trace.image[trace.parent[edges]]
     hinted = trace.alive & np.array([len(boxes) > 0 for boxes in hints], np.bool_)
     edges, image = edges[hinted[image]], image[hinted[image]]
-    total = torch.zeros((), dtype=trace.logit.dtype, device=trace.device)
-    if len(edges) == 0:
-        return total
     asked = asked_for(trace.cell_region[edges], image, hints)
-    level = trace.depth[trace.parent[edges]]
+    parent = trace.parent[edges]
+    level = trace.depth[parent]
     levels = np.unique(level).tolist()
+    total = torch.zeros((), dtype=logits.dtype, device=trace.device)
     for number in levels:
         own = level == number
-        logit = trace.logit[torch.from_numpy(edges[own]).to(trace.device)]
+        logit = logits[torch.from_numpy(edges[own]).to(trace.device)]
         target = torch.from_numpy(asked[own]).to(logit)
-        total = total - functional.binary_cross_entropy_with_logits(logit, target)
-    return total / len(levels)
+        missed = functional.binary_cross_entropy_with_logits(logit, target, reduction="sum")
+        total = total - missed / len(np.unique(parent[own]))
+    return total / max(len(levels), 1)
 
 
 def guided_images(hints: Boxes, share: float, generator: Generators) -> Bools:

@@ -34,8 +34,9 @@ Differs from the paper:
    (``explore``), so that the encoder sees enough before the policy has learned; and every attended vector is also
    classified by itself (``lambda_v``), as in the published successor.
 11. Where training images carry region hints, the location module is also asked for the cells that hold them
-   (``lambda_g``), and a share of the draws may follow them (``guide``). Such draws train encoder and classifier only:
-   they are no draws of the policy, so that (1), (2) and (3), the baselines and the entropy leave them out.
+   (``lambda_g``); alone among the terms of the policy this one also reaches the encoder (``hint_encoder``). A share of
+   the draws may follow the hints (``guide``): they are no draws of the policy, so that (1), (2) and (3), the baselines
+   and the entropy leave them out.
 """
 
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ from pyrtrav.encoders.paper import LEAKY_SLOPE
 from pyrtrav.errors import ConfigError
 from pyrtrav.geometry import Grid
 from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
-from pyrtrav.methods.guidance import Boxes, guided_draws, guided_images, hint_likelihood, hints_of
+from pyrtrav.methods.guidance import Boxes, attached_logit, guided_draws, guided_images, hint_likelihood, hints_of
 from pyrtrav.policy_gradient import (
     cost_penalty,
     diversity_penalty,
@@ -116,6 +117,8 @@ class TopDownConfig:
 
     lambda_g: float = 1.0
     """Weight of the log-likelihood of what region hints ask for, where images have hints; else it does nothing."""
+    hint_encoder: bool = True
+    """Let hints train the encoder too: features made for labels alone hardly show a policy where to look."""
     guide: float = 0.0
     """Share of the draws, of images with hints, that attend what the hints ask for beside what the policy draws."""
     hint_fall: float = 1.0
@@ -183,9 +186,8 @@ class Location(Policy):
         odds = initial_probability / (1 - initial_probability)
         nn.init.constant_(self.conv.bias, float(np.log(odds)))  # type: ignore[arg-type]
 
-    def forward(self, encoding: Encoding) -> Float[Tensor, "fixation cell"]:
-        """Return logits; cells are numbered row by row."""
-        logits: Tensor = self.conv(encoding.map.detach())
+    def logits(self, map_: Float[Tensor, "fixation channel row column"]) -> Float[Tensor, "fixation cell"]:
+        logits: Tensor = self.conv(map_)
         return logits.flatten(1)
 
 
@@ -325,7 +327,8 @@ class LearningRule(Objective):
         if self.config.lambda_v > 0:
             objective = objective + self.config.lambda_v * self._each_vector(model, trace, target)
         if self.depth and any(hints):
-            likelihood = hint_likelihood(trace, self.depth, hints)
+            logit = attached_logit(trace, model.location) if self.config.hint_encoder else trace.logit
+            likelihood = hint_likelihood(trace, self.depth, hints, logit)
             objective = objective + self.config.lambda_g * left * likelihood
             metrics["hint_loss"] = -float(likelihood.detach())
         metrics["cells"] = float(trace.cells_attended(self.depth)[shown].mean())
