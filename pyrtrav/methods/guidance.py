@@ -39,7 +39,7 @@ def asked_for(region: Floats, image: Ints, hints: Boxes) -> Bools:
     for number in np.unique(image).tolist():
         if hints[number]:
             own = image == number
-            boxes = np.array([box.as_tuple() for box in hints[number]])
+            boxes = np.array([box.as_tuple() for box in hints[number]], np.float64)
             asked[own] = _asked_by(region[own][:, None], boxes[None]).any(1)
     return asked
 
