@@ -57,7 +57,7 @@ def chance_of(signs: Sequence[Region], deepest: Places) -> list[float]:
     """Return for each sign in which share of the traversals a deepest cell shows it."""
     depth = {Grid().positions(depth): depth for depth in range(9)}[deepest.shape[1]]
     regions, side = places_of(depth)
-    cells = np.array([region.as_tuple() for region in regions])
+    cells = np.array([region.as_tuple() for region in regions], np.float64)
     found = []
     for sign in signs:
         asked = asked_for(cells, np.zeros(len(cells), np.int64), [[sign]]).reshape(side, side)

@@ -153,5 +153,5 @@ def seen_signs(outcome: Outcome, scene: Scene) -> Record:
 
 def shows(regions: Sequence[Region], sign: Region) -> bool:
     """Whether one of the regions shows a sign."""
-    cells = np.array([region.as_tuple() for region in regions])
+    cells = np.array([region.as_tuple() for region in regions], np.float64)
     return bool(asked_for(cells, np.zeros(len(cells), np.int64), [[sign]]).any())
