@@ -68,13 +68,18 @@ def attached_logit(trace: Trace, policy: Policy) -> Float[Tensor, " edge"]:
     return logits.reshape(-1)[torch.from_numpy(edge).to(trace.device)]
 
 
-def hint_likelihood(trace: Trace, depth: int, hints: Boxes, logits: Float[Tensor, " edge"]) -> Float[Tensor, ""]:
+def hint_likelihood(
+    trace: Trace, depth: int, hints: Boxes, logits: Float[Tensor, " edge"], balance: float = 1.0
+) -> Float[Tensor, ""]:
     """Return the log-likelihood that a fixation decides as hints ask, of a run down to ``depth``: 0 at best.
 
     The sum over a fixation's cells, averaged over the expanded fixations of images with hints, depth by depth, and over
     depths: deep ones have many fixations, most of which hold no hint. The sum puts it on the scale of REINFORCE, whose
-    log p sums over decisions too. Its optimum is the frequency with which a cell is asked for, given what the policy
-    sees. ``logits`` are the trace's, or ``attached_logit``.
+    log p sums over decisions too. ``logits`` are the trace's, or ``attached_logit``.
+
+    Its optimum is the frequency f with which a cell is asked for, given what the policy sees. Drawn with that, an
+    unsure policy misses most; where a miss weighs ``balance`` times as much as a needless look, the optimum is
+    balance f / (balance f + 1 - f).
     """
     edges = trace.decisions(depth)
     image = trace.image[trace.parent[edges]]
@@ -89,7 +94,8 @@ def hint_likelihood(trace: Trace, depth: int, hints: Boxes, logits: Float[Tensor
         own = level == number
         logit = logits[torch.from_numpy(edges[own]).to(trace.device)]
         target = torch.from_numpy(asked[own]).to(logit)
-        missed = functional.binary_cross_entropy_with_logits(logit, target, reduction="sum")
+        weight = torch.where(target > 0, balance, 1.0).to(logit)
+        missed = functional.binary_cross_entropy_with_logits(logit, target, weight, reduction="sum")
         total = total - missed / len(np.unique(parent[own]))
     return total / max(len(levels), 1)
 

@@ -117,6 +117,8 @@ class TopDownConfig:
 
     lambda_g: float = 1.0
     """Weight of the log-likelihood of what region hints ask for, where images have hints; else it does nothing."""
+    hint_balance: float = 1.0
+    """How many needless looks a missed hint weighs: above 1 an unsure policy looks rather than not."""
     hint_encoder: bool = True
     """Let hints train the encoder too: features made for labels alone hardly show a policy where to look."""
     guide: float = 0.0
@@ -128,6 +130,8 @@ class TopDownConfig:
         for name in ("guide", "hint_fall"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if not 0 < self.hint_balance < float("inf"):
+            raise ConfigError(f"hint_balance must be above 0 and finite, got {self.hint_balance}")
         if self.max_depth < 0:
             raise ConfigError(f"max_depth must be 0 or more, got {self.max_depth}")
         if self.samples < 1:
@@ -328,7 +332,7 @@ class LearningRule(Objective):
             objective = objective + self.config.lambda_v * self._each_vector(model, trace, target)
         if self.depth and any(hints):
             logit = attached_logit(trace, model.location) if self.config.hint_encoder else trace.logit
-            likelihood = hint_likelihood(trace, self.depth, hints, logit)
+            likelihood = hint_likelihood(trace, self.depth, hints, logit, self.config.hint_balance)
             objective = objective + self.config.lambda_g * left * likelihood
             metrics["hint_loss"] = -float(likelihood.detach())
         metrics["cells"] = float(trace.cells_attended(self.depth)[shown].mean())
