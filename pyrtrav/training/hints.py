@@ -29,8 +29,6 @@ from pyrtrav.training.manifest import csv_lines, read_text
 
 COLUMNS = ("path", "left", "top", "right", "bottom")
 
-GEOJSON = (".geojson", ".json")
-
 
 @dataclass(frozen=True, slots=True)
 class Hint:
@@ -98,11 +96,13 @@ def load_hints(source: str | Path, dataset: Dataset) -> Hints:
     """
     path = os.path.abspath(source)
     if os.path.isdir(path):
-        files = sorted(os.path.join(path, name) for name in os.listdir(path) if _is_geojson(name))
+        # Other JSON lies there too, such as QuPath's own.
+        names = sorted(name for name in os.listdir(path) if name.lower().endswith(".geojson") and name[0] != ".")
+        files = [os.path.join(path, name) for name in names]
         if not files:
             raise DatasetError(f"{path}: holds no .geojson file; name each after its image")
         found = _by_name(files, dataset)
-    elif _is_geojson(path):
+    elif path.lower().endswith((".geojson", ".json")):
         found = _by_name([path], dataset)
     elif path.lower().endswith(".csv"):
         found = list(_from_csv(path, {example.path for example in dataset.examples}))
@@ -114,13 +114,9 @@ def load_hints(source: str | Path, dataset: Dataset) -> Hints:
     return Hints(boxes)
 
 
-def _is_geojson(name: str) -> bool:
-    return name.lower().endswith(GEOJSON) and not os.path.basename(name).startswith(".")
-
-
 def _box(left: float, top: float, right: float, bottom: float, where: str) -> Region:
     """Return a box; DatasetError where it has no area or its numbers are none."""
-    if not all(map(math.isfinite, (left, top, right, bottom))):
+    if not all(map(math.isfinite, (left, top, right - left, bottom - top))):
         raise DatasetError(f"{where}: a box of left {left}, top {top}, right {right}, bottom {bottom} is nowhere")
     if not (right > left and bottom > top):
         raise DatasetError(
