@@ -23,6 +23,13 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="One option, as key=value; may be given again.")
     ] = None,
+    regions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Boxes around what matters in some training images, to teach where to look: a CSV with "
+            "path,left,top,right,bottom, or GeoJSON named after its image (a file, or a folder of them).",
+        ),
+    ] = None,
     purpose: Annotated[str, typer.Option(help="What the model is for; travels in its file.")] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -36,6 +43,7 @@ def train(
     """
     from pyrtrav.model_file import load_model
     from pyrtrav.training.data import load_dataset
+    from pyrtrav.training.hints import Hints, load_hints
     from pyrtrav.training.setup import plan_training
     from pyrtrav.training.trainer import EpochReport, Trainer
 
@@ -45,6 +53,7 @@ def train(
     card, training = plan_training(
         dataset, method=method, encoder=encoder, config_file=config, assignments=set_ or (), purpose=purpose
     )
+    hints = load_hints(regions, dataset) if regions is not None else Hints()
     with progress(quiet) as bar:
         task = bar.add_task("training", total=None)
 
@@ -61,7 +70,9 @@ def train(
                 )
 
         command = shlex.join(["pyrtrav", *sys.argv[1:]])
-        trainer = Trainer(dataset, card, training, out, seed=seed, device=device, on_epoch=show, command=command)
+        trainer = Trainer(
+            dataset, card, training, out, seed=seed, device=device, on_epoch=show, command=command, hints=hints
+        )
         path = trainer.run(resume=resume)
     trained = load_model(path).card
     reached = trained.training.get("validation", {})

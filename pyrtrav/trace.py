@@ -48,6 +48,10 @@ class Trace:
         """The fixation that an edge led to; -1 where it is off."""
         self._logits: list[Tensor] = []
 
+        self.expanded: Ints = np.zeros(0, np.int64)
+        """Fixations, ascending, of which ``map`` holds the maps; none where no gradient is wanted."""
+        self._maps: list[tuple[Tensor, Ints]] = []
+
     # Growing.
 
     def add_fixations(
@@ -103,6 +107,11 @@ class Trace:
         part._vectors, part._logits = [self.vector[self._tensor(kept)]], [self.logit[self._tensor(edges)]]
         return part
 
+    def keep_maps(self, fixations: Ints, maps: Tensor, index: Ints) -> None:
+        """Keep the maps ``maps[index]`` of expanded fixations, for losses that train what the policy sees."""
+        self.expanded = np.concatenate([self.expanded, fixations])
+        self._maps.append((maps, index))
+
     # Reading.
 
     @property
@@ -128,6 +137,10 @@ class Trace:
         if not self._logits:
             return torch.zeros(0, device=self.device)
         return self._logits[0] if len(self._logits) == 1 else torch.cat(self._logits)
+
+    @property
+    def map(self) -> Float[Tensor, "expanded channel row column"]:
+        return torch.cat([maps[self._tensor(index)] for maps, index in self._maps])
 
     def fixations_of(self, image: int) -> Ints:
         return np.flatnonzero(self.image == image)
@@ -156,10 +169,11 @@ class Trace:
         """The edges decided by fixations above ``depth``: those of a run that stops there."""
         return np.flatnonzero(self.depth[self.parent] < depth)
 
-    def decision_logit(self, depth: int) -> Float[Tensor, " edge"]:
-        """The logits of those edges, of images without an error."""
+    def decision_logit(self, depth: int, images: Bools | None = None) -> Float[Tensor, " edge"]:
+        """The logits of those edges, of some images; by default of those without an error."""
         edges = self.decisions(depth)
-        return self.logit[self._tensor(edges[self.alive[self.image[self.parent[edges]]]])]
+        counted = self.alive if images is None else images
+        return self.logit[self._tensor(edges[counted[self.image[self.parent[edges]]]])]
 
     def decision_log_prob(self, depth: int) -> Float[Tensor, " image"]:
         """log p(l | x) of a run down to ``depth``: equation (8a), over the edges of distinct fixations."""
@@ -187,11 +201,15 @@ class Trace:
         )
         return self._sum_by_image(-torch.expm1(log_none), image[first])
 
-    def mean_by_cell(self, depth: int, cells: int) -> Float[Tensor, " cell"]:
-        """Average probability of each place in the grid over all expanded fixations that had it: equation (15)."""
+    def mean_by_cell(self, depth: int, cells: int, images: Bools | None = None) -> Float[Tensor, " cell"]:
+        """Average probability of each place in the grid over all expanded fixations that had it: equation (15).
+
+        Over some images; by default over those without an error.
+        """
         edges = self.decisions(depth)
         # An image that failed has left; its decisions count nowhere.
-        edges = edges[self.alive[self.image[self.parent[edges]]]]
+        counted = self.alive if images is None else images
+        edges = edges[counted[self.image[self.parent[edges]]]]
         cell = self._tensor(self.cell[edges])
         total = torch.zeros(cells, dtype=self.logit.dtype, device=self.device)
         total = total.index_add(0, cell, torch.sigmoid(self.logit[self._tensor(edges)]))

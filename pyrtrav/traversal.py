@@ -34,9 +34,13 @@ class Policy(nn.Module):
 
     grid: Grid
 
-    @abstractmethod
     def forward(self, encoding: Encoding) -> Tensor:
-        """Return logits (fixation, cell); cells are numbered row by row."""
+        """Return logits (fixation, cell); no gradient goes back into the map."""
+        return self.logits(encoding.map.detach())
+
+    @abstractmethod
+    def logits(self, map_: Tensor) -> Tensor:
+        """Return logits (fixation, cell) from maps (fixation, channel, row, column); cells are numbered row by row."""
 
 
 class Fixations(NamedTuple):
@@ -189,20 +193,23 @@ class Traversal(nn.Module):
         if not deeper.any():
             return
         needed, back = np.unique(expanded.place[deeper], return_inverse=True)
-        logits = _rows(self.policy(Encoding(_rows(encoding.vector, needed), _rows(encoding.map, needed))), back)
+        seen = Encoding(_rows(encoding.vector, needed), _rows(encoding.map, needed))
+        logits = _rows(self.policy(seen), back)
+        if torch.is_grad_enabled():
+            trace.keep_maps(fixations[deeper], seen.map, back)
         parents = np.repeat(fixations[deeper], self.grid.count)
         cell = np.tile(np.arange(self.grid.count), int(deeper.sum()))
-        column, row, region = self._cells(trace, parents, cell)
+        column, row, region = self.cells_of(trace, parents, cell)
         inside = _holds_image(region, limits.bounds[trace.image[parents]])
         kept = torch.from_numpy(np.flatnonzero(inside)).to(trace.device)
         logit = logits.reshape(-1)[kept]
         parents, cell = parents[inside], cell[inside]
         probability = torch.sigmoid(logit.detach()).cpu().numpy().astype(np.float64)
-        draws = _draw(trace, parents, cell, generator) if settings.select == "sample" else None
+        draws = draw(trace, parents, cell, generator) if settings.select == "sample" else None
         eligible = eligible_edges(settings, probability, trace.depth[parents], parents, cell, draws)
         trace.add_edges(parents, cell, column[inside], row[inside], region[inside], logit, probability, eligible)
 
-    def _cells(self, trace: Trace, parents: Ints, cell: Ints) -> tuple[Ints, Ints, Floats]:
+    def cells_of(self, trace: Trace, parents: Ints, cell: Ints) -> tuple[Ints, Ints, Floats]:
         """Lattice positions and regions (edge axis) of cells; on a lattice equal places have equal regions."""
         grid = self.grid
         column, row = cell % grid.cells, cell // grid.cells
@@ -335,8 +342,8 @@ def _holds_image(region: Floats, bounds: Floats) -> Bools:
     return inside
 
 
-def _draw(trace: Trace, parents: Ints, cell: Ints, generator: Generators | None) -> Floats:
-    """Uniforms on the edge axis."""
+def draw(trace: Trace, parents: Ints, cell: Ints, generator: Generators | None) -> Floats:
+    """Return uniforms in 0..1 on the edge axis."""
     if generator is None or isinstance(generator, torch.Generator):
         return torch.rand(len(parents), generator=generator, dtype=torch.float64).numpy()
     if callable(generator):

@@ -257,6 +257,9 @@ def test_wrong_usage_is_told_in_a_line(run: Run, tmp_path: Path) -> None:
             Image.fromarray(np.full((80, 80, 3), i, np.uint8)).save(same / label / f"{i}.png")
     table = tmp_path / "table.csv"
     table.write_text("path,label\nmissing.tif,a\n")
+    boxes, hinted = tmp_path / "boxes.csv", tmp_path / "hinted.csv"
+    boxes.write_text("path,left,top,right,bottom\nmissing.tif,1,2,3,4\n")
+    hinted.write_text(f"path,left,top,right,bottom\n{TISSUE / 'train/clear/000.tif'},1,2,3,4\n")
     trained = ["--out", tmp_path / "trained"]
     cases: list[tuple[list[object], str]] = [
         (["classify", tmp_path / "empty"], "holds no image"),
@@ -288,6 +291,9 @@ def test_wrong_usage_is_told_in_a_line(run: Run, tmp_path: Path) -> None:
         (["info", SLIDE, "--base", "0"], "--base"),
         (["train", "--data", table, *trained], "table.csv:2"),
         (["train", "--data", tmp_path / "nothing", *trained], "nothing"),
+        (["train", "--data", TISSUE, "--regions", boxes, *trained], "boxes.csv:2"),
+        (["train", "--data", TISSUE, "--regions", tmp_path / "none.csv", *trained], "cannot be read"),
+        (["train", "--data", TISSUE, "--regions", hinted, "--method", "fcn", *trained], "no policy"),
     ]
     for words, message in cases:
         done = run(*words)

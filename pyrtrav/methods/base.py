@@ -90,7 +90,7 @@ class Method:
     paper: str
     Config: type[Any]
     supports: frozenset[str]
-    """Of {"select", "budget", "cells"}: which options mean something."""
+    """Of {"select", "budget", "cells", "hints"}: which options mean something."""
     encoders: frozenset[str] | None
     """Names of the encoders that it works with; None for all."""
     build: Callable[[Any, Encoder, int], Model]

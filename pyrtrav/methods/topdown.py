@@ -33,6 +33,10 @@ Differs from the paper:
 10. Two aids for few images, both off with 0: at the start of a stage c_t is higher and falls to its value
    (``explore``), so that the encoder sees enough before the policy has learned; and every attended vector is also
    classified by itself (``lambda_v``), as in the published successor.
+11. Where training images carry region hints, the location module is also asked for the cells that hold them
+   (``lambda_g``); alone among the terms of the policy this one also reaches the encoder (``hint_encoder``). A share of
+   the draws may follow the hints (``guide``): they are no draws of the policy, so that (1), (2) and (3), the baselines
+   and the entropy leave them out.
 """
 
 from dataclasses import dataclass
@@ -48,6 +52,7 @@ from pyrtrav.encoders.paper import LEAKY_SLOPE
 from pyrtrav.errors import ConfigError
 from pyrtrav.geometry import Grid
 from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
+from pyrtrav.methods.guidance import Boxes, attached_logit, guided_draws, guided_images, hint_likelihood, hints_of
 from pyrtrav.policy_gradient import (
     cost_penalty,
     diversity_penalty,
@@ -59,7 +64,7 @@ from pyrtrav.policy_gradient import (
     reinforce,
 )
 from pyrtrav.sampling import Image, Images, repeat_images
-from pyrtrav.selection import Ints, Settings
+from pyrtrav.selection import Bools, Ints, Settings
 from pyrtrav.trace import Trace
 from pyrtrav.traversal import Generators, Policy, Traversal
 
@@ -109,7 +114,23 @@ class TopDownConfig:
     level_weights: float | tuple[float, ...] = 1.0
     """lambda_z of (6): one for all depths, or one each from 0 to ``max_depth``; a stage uses those that it reaches."""
 
+    lambda_g: float = 1.0
+    """Weight of the log-likelihood of what region hints ask for, where images have hints; else it does nothing."""
+    hint_balance: float = 1.0
+    """How many needless looks a missed hint weighs: above 1 an unsure policy looks rather than not."""
+    hint_encoder: bool = True
+    """Let hints train the encoder too: features made for labels alone hardly show a policy where to look."""
+    guide: float = 0.0
+    """Share of the draws, of images with hints, that attend what the hints ask for beside what the policy draws."""
+    hint_fall: float = 1.0
+    """Share of ``lambda_g`` and ``guide`` that is left at the end of the last stage; they fall evenly over stages."""
+
     def __post_init__(self) -> None:
+        for name in ("guide", "hint_fall"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if not 0 < self.hint_balance < float("inf"):
+            raise ConfigError(f"hint_balance must be above 0 and finite, got {self.hint_balance}")
         if self.max_depth < 0:
             raise ConfigError(f"max_depth must be 0 or more, got {self.max_depth}")
         if self.samples < 1:
@@ -168,9 +189,8 @@ class Location(Policy):
         odds = initial_probability / (1 - initial_probability)
         nn.init.constant_(self.conv.bias, float(np.log(odds)))  # type: ignore[arg-type]
 
-    def forward(self, encoding: Encoding) -> Float[Tensor, "fixation cell"]:
-        """Return logits; cells are numbered row by row."""
-        logits: Tensor = self.conv(encoding.map.detach())
+    def logits(self, map_: Float[Tensor, "fixation channel row column"]) -> Float[Tensor, "fixation cell"]:
+        logits: Tensor = self.conv(map_)
         return logits.flatten(1)
 
 
@@ -289,25 +309,49 @@ class LearningRule(Objective):
         generator: Generators,
         progress: float = 1.0,
     ) -> tuple[Tensor, Metrics, Trace]:
-        samples = self.config.samples if self.depth else 1
-        settings = Settings(select="sample", depth=self.depth, share_cells=self.config.share_cells)
-        trace = model.look(repeat_images(images, samples), settings, generator)
-        target = labels.to(trace.device).repeat_interleave(samples)
+        left = self.hints_left(progress)
+        hints, guided, trace = self._look(model, images, generator, self.config.guide * left)
+        target = labels.to(trace.device).repeat_interleave(trace.images // len(images))
         alive = torch.from_numpy(np.flatnonzero(trace.alive)).to(trace.device)
+        # The policy's own draws: they alone say what it attends, and train it by their rewards.
+        own = trace.alive & ~guided
+        shown = own if own.any() else trace.alive
+        index = torch.from_numpy(np.flatnonzero(shown)).to(trace.device)
         objective = torch.zeros((), device=trace.device)
         metrics: Metrics = {}
         for z in self.levels:
             logits = model.believe(trace, z)
-            reward = log_likelihood(logits, target)[alive]
-            level = reward.mean() + self._attention(trace, reward, alive, z, progress)
+            reward = log_likelihood(logits, target)
+            level = reward[alive].mean() + self._attention(trace, reward, own, z, progress)
             objective = objective + self.config.level_weight(z, self.depth) * level
             name = "" if z == self.depth else f"_{z}"
-            metrics[f"loss{name}"] = -float(reward.detach().mean())
-            metrics[f"accuracy{name}"] = float((logits.argmax(1) == target)[alive].double().mean())
+            metrics[f"loss{name}"] = -float(reward.detach()[index].mean())
+            metrics[f"accuracy{name}"] = float((logits.argmax(1) == target)[index].double().mean())
         if self.config.lambda_v > 0:
             objective = objective + self.config.lambda_v * self._each_vector(model, trace, target)
-        metrics["cells"] = float(trace.cells_attended(self.depth)[trace.alive].mean())
+        if self.depth and any(hints):
+            logit = attached_logit(trace, model.location) if self.config.hint_encoder else trace.logit
+            likelihood = hint_likelihood(trace, self.depth, hints, logit, self.config.hint_balance)
+            objective = objective + self.config.lambda_g * left * likelihood
+            metrics["hint_loss"] = -float(likelihood.detach())
+        metrics["cells"] = float(trace.cells_attended(self.depth)[shown].mean())
         return -objective, metrics, trace
+
+    def _look(self, model: TopDown, images: Images, generator: Generators, guide: float) -> tuple[Boxes, Bools, Trace]:
+        """Look at every image ``samples`` times; returns each draw's hints, whether it follows them, and the trace."""
+        samples = self.config.samples if self.depth else 1
+        settings = Settings(select="sample", depth=self.depth, share_cells=self.config.share_cells)
+        repeated = repeat_images(images, samples)
+        hints = hints_of(repeated)
+        guided = guided_images(hints, guide, generator)
+        draws = guided_draws(model.traversal, hints, guided, generator) if guided.any() else generator
+        return hints, guided, model.look(repeated, settings, draws)
+
+    def hints_left(self, progress: float) -> float:
+        """Share of the weight and of the guided draws at a point of the stage; stages count alike."""
+        gradual = self.config.gradual and self.depth > 0
+        done = (self.depth - 1 + progress) / self.config.max_depth if gradual else progress
+        return 1 - (1 - self.config.hint_fall) * done
 
     def cells_wanted(self, depth: int, progress: float) -> float:
         """c_t of a level at a point of the stage (0 to 1): while exploring it falls in equal ratios from many cells."""
@@ -326,27 +370,29 @@ class LearningRule(Objective):
         image = torch.from_numpy(trace.image[below]).to(target.device)
         return log_likelihood(model.classify(trace.vector[index]), target[image]).mean()
 
-    def _attention(self, trace: Trace, reward: Tensor, alive: Tensor, depth: int, progress: float) -> Tensor:
-        """The second term of (1), and the regularisers (2) and (3), of a run that stops at ``depth``."""
-        if depth == 0 or len(trace.parent) == 0 or len(reward) == 0:
+    def _attention(self, trace: Trace, reward: Tensor, images: Bools, depth: int, progress: float) -> Tensor:
+        """The second term of (1), and the regularisers (2) and (3), of some images' runs that stop at ``depth``."""
+        if depth == 0 or len(trace.parent) == 0 or not images.any():
             return torch.zeros((), device=reward.device)
+        own = torch.from_numpy(np.flatnonzero(images)).to(reward.device)
+        reward = reward[own]
         config, baseline = self.config, float(self.baseline[depth])
         known = None if np.isnan(baseline) else baseline
         used = float(reward.detach().mean()) if known is None else known
         self.baseline[depth] = next_baseline(known, reward)
-        log_prob = trace.decision_log_prob(depth)[alive]
-        cells = trace.expected_cells(depth, shared=config.share_cells)[alive]
-        by_cell = trace.mean_by_cell(depth, config.grid.count)
+        log_prob = trace.decision_log_prob(depth)[own]
+        cells = trace.expected_cells(depth, shared=config.share_cells)[own]
+        by_cell = trace.mean_by_cell(depth, config.grid.count, images)
         compared: float | Tensor = used
         if config.baseline == "leave_one_out":
-            compared = others_mean(reward, torch.div(alive, config.samples, rounding_mode="floor"), used)
+            compared = others_mean(reward, torch.div(own, config.samples, rounding_mode="floor"), used)
         objective = (
             config.lambda_f * reinforce(log_prob, reward, compared)
             + config.lambda_t * cost_penalty(cells, self.cells_wanted(depth, progress))
             + config.lambda_r * diversity_penalty(by_cell, config.even_probability(depth))
         )
         if config.lambda_e > 0:
-            objective = objective + config.lambda_e * mean_entropy(trace.decision_logit(depth))
+            objective = objective + config.lambda_e * mean_entropy(trace.decision_logit(depth, images))
         return objective
 
 
@@ -360,7 +406,7 @@ METHOD = Method(
     name="topdown",
     paper="Image classification through top-down image pyramid traversal",
     Config=TopDownConfig,
-    supports=frozenset({"select", "budget", "cells"}),
+    supports=frozenset({"select", "budget", "cells", "hints"}),
     encoders=None,
     build=TopDown,
     stages=stages,

@@ -25,12 +25,19 @@ class View:
     """
 
     def __init__(
-        self, pyramid: Pyramid, base_resolution: int, turns: int, mirror: bool, colours: Colours | None = None
+        self,
+        pyramid: Pyramid,
+        base_resolution: int,
+        turns: int,
+        mirror: bool,
+        colours: Colours | None = None,
+        hints: Sequence[Region] = (),
     ) -> None:
         self.pyramid, self.turns, self.mirror = pyramid, turns % 4, mirror
         self.colours = colours
         self.root = root_region(pyramid.bounds, base_resolution)
         self.bounds = self._turn(pyramid.bounds, forward=True)
+        self.hints = tuple(self._turn(hint, forward=True) for hint in hints)
         self.mpp, self.channels, self.path = pyramid.mpp, pyramid.channels, pyramid.path
 
     def in_file(self, region: Region) -> Region:
@@ -67,9 +74,16 @@ class View:
 
 
 def random_view(
-    pyramid: Pyramid, base_resolution: int, random: np.random.Generator, *, turn: bool, jitter: float, hed: float = 0.0
+    pyramid: Pyramid,
+    base_resolution: int,
+    random: np.random.Generator,
+    *,
+    turn: bool,
+    jitter: float,
+    hed: float = 0.0,
+    hints: Sequence[Region] = (),
 ) -> View:
-    """Draw a view: any of the eight turns, and colours (see ``random_colours``)."""
+    """Draw a view: any of the eight turns, and colours (see ``random_colours``); hints (level-0 pixels) turn too."""
     turns, mirror = (int(random.integers(4)), bool(random.integers(2))) if turn else (0, False)
     colours = random_colours(random, pyramid.channels, jitter=jitter, hed=hed)
-    return View(pyramid, base_resolution, turns, mirror, colours)
+    return View(pyramid, base_resolution, turns, mirror, colours, hints)

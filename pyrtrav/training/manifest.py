@@ -121,7 +121,7 @@ def _check_filled(table: _Table) -> None:
 
 
 def _read_csv(path: str) -> _Table:
-    lines = list(_csv_lines(path))
+    lines = list(csv_lines(path))
     if not lines:
         raise DatasetError(f"{path}: is empty; its first line must name the columns path,label")
     columns, records = lines[0][1], []
@@ -135,9 +135,13 @@ def _read_csv(path: str) -> _Table:
     return _Table(path, columns, records, [name for name in columns if name and name not in COLUMNS])
 
 
-def _csv_lines(path: str) -> Iterator[tuple[int, list[str]]]:
-    """Every record that is not blank, with the line on which it begins."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), skipinitialspace=True, strict=True)
+def csv_lines(path: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield every record that is not blank, with the line on which it begins.
+
+    Raises:
+        DatasetError: no UTF-8 text, or no CSV; names the line.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True, strict=True)
     line = 1
     try:
         for values in reader:
@@ -149,7 +153,8 @@ def _csv_lines(path: str) -> Iterator[tuple[int, list[str]]]:
         raise DatasetError(f"{path}:{line}: not a line of CSV ({error}); check its quotes") from error
 
 
-def _text(path: str) -> str:
+def read_text(path: str) -> str:
+    """Return a file's text; DatasetError with the line where it is not UTF-8."""
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -160,7 +165,7 @@ def _text(path: str) -> str:
     except UnicodeDecodeError as error:
         # The offset counts from behind a byte order mark, which holds no line break.
         line = error.object[: error.start].count(b"\n") + 1
-        raise DatasetError(f"{path}:{line}: not UTF-8 text; save the table as CSV in UTF-8") from error
+        raise DatasetError(f"{path}:{line}: not UTF-8 text; save it in UTF-8") from error
 
 
 def _read_parquet(path: str) -> _Table:

@@ -29,6 +29,7 @@ from pyrtrav.training.calibrate import budget_for, calibrate
 from pyrtrav.training.checkpoint import Position, load_checkpoint, save_checkpoint
 from pyrtrav.training.data import Dataset, Example
 from pyrtrav.training.evaluate import evaluate
+from pyrtrav.training.hints import Hints, check_method
 from pyrtrav.training.images import OpenImages
 
 MAX_FAILED = 0.05
@@ -105,6 +106,7 @@ class Trainer:
         device: str = "auto",
         on_epoch: Callable[[EpochReport], None] | None = None,
         command: str | None = None,
+        hints: Hints | None = None,
     ) -> None:
         self.dataset, self.card, self.config, self.seed = dataset, card, config, seed
         self.out = Path(out)
@@ -114,6 +116,8 @@ class Trainer:
         torch.manual_seed(seed)
         self.model = build_model(card).to(self.device)
         method = find_method(card.method)
+        self.hints = hints or Hints()
+        check_method(method, self.hints)
         self.method_config = make_config(method.Config, card.config)
         self.stages: Sequence[Stage] = method.stages(self.method_config)
         self.epochs = config.epochs_of(len(self.stages))
@@ -133,6 +137,7 @@ class Trainer:
                 "training": dataclasses.asdict(config),
                 "seed": seed,
                 "examples": [(e.path, e.label, e.split) for e in dataset.examples],
+                "hints": self.hints.identity,
             },
             sort_keys=True,
         )
@@ -193,7 +198,8 @@ class Trainer:
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value * count
             seen += count
-        warning = self._check_failed(errors, len(examples))
+        warnings = [self._check_failed(errors, len(examples)), *self.hints.new_warnings()]
+        warning = "\n".join(text for text in warnings if text) or None
         means = {name: value / max(seen, 1) for name, value in totals.items()}
         last = epoch + 1 == self.epochs[number]
         if (epoch + 1) % self.config.validate_every == 0 or last:
@@ -219,7 +225,12 @@ class Trainer:
         labels = []
         for example, pyramid in zip(batch, pyramids, strict=True):
             if pyramid is not None:
-                views.append(random_view(pyramid, base, random, turn=config.turn, jitter=config.jitter, hed=config.hed))
+                hints = self.hints.of(example.path, pyramid)
+                views.append(
+                    random_view(
+                        pyramid, base, random, turn=config.turn, jitter=config.jitter, hed=config.hed, hints=hints
+                    )
+                )
                 labels.append(example.label)
         if not views:
             return {}, errors, 0
