@@ -190,8 +190,8 @@ class Predictor:
                 for depth in range(max(depths) + 1)
             ]
             macs, encoded = self.model.macs(trace), self.model.pixels_encoded(trace)
-            prefix_macs = [self.model.macs(trace.until(z)) for z in range(max(depths))] if cost_by_depth else []
         elapsed = time.perf_counter() - begun
+        prefix_macs = [self.model.macs(trace.until(z)) for z in range(max(depths))] if cost_by_depth else []
         outcomes = {}
         for i, (number, image, seconds) in enumerate(opened):
             failed = trace.errors[i]

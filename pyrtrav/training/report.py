@@ -96,7 +96,7 @@ def evaluate_model(
             "name": short_name(predictor.loaded.path),
             **predictor.described(settings, mpp)["model"],
             "purpose": predictor.card.purpose,
-            "multi_level": predictor.card.config.get("multi_level"),
+            "multi_level": getattr(getattr(predictor.model, "config", None), "multi_level", None),
         },
         "settings": predictor.described(settings, mpp)["settings"],
         **_figures(predictor, held_out, run, by_budget),
