@@ -20,7 +20,7 @@ from pyrtrav.errors import ConfigError, DatasetError
 from pyrtrav.methods.topdown import TopDown
 from pyrtrav.predict import Predictor
 from pyrtrav.pyramid.base import shared_cache
-from pyrtrav.training.charts import legible, save_confusion, save_cost
+from pyrtrav.training.charts import joined_names, legible, save_confusion, save_cost
 from pyrtrav.training.held_out import load_held_out
 from pyrtrav.training.metrics import classification_metrics
 from pyrtrav.training.report import Report, default_budgets, evaluate_model, parse_budgets
@@ -390,3 +390,9 @@ def test_names_are_made_legible() -> None:
     assert legible("腫a\n\udc80") == "?a??"
     short = legible("x" * 30 + "y" * 30, 20)
     assert (len(short), short[:3], short[-3:]) == (20, "xxx", "yyy")
+
+
+def test_names_that_would_overlap_share_a_text() -> None:
+    found = joined_names([1, 10, 10.1, 100, 99], [0.5, 0.6, 0.61, 0.7, 0.9], ["1", "2", "4", "8", "16"])
+    assert found == [((1, 0.5), "1"), ((10, 0.6), "2, 4"), ((100, 0.7), "8"), ((99, 0.9), "16")]
+    assert joined_names([3, 3], [0.5, 0.5], ["1", "2"]) == [((3, 0.5), "1, 2")]

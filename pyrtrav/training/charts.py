@@ -197,17 +197,23 @@ def _draw_series(axes: Axes, points: Sequence[Mapping[str, Any]], cost: str, kin
     )
     # Depths are named to the upper left of their points and budgets to the lower right, so that both can be read.
     offset, side = ((-6, 6), "right") if kind == "depth" else ((6, -14), "left")
-    for at, value, point in zip(x, y, points, strict=True):
-        axes.annotate(
-            f"{point[kind]}",
-            (at, value),
-            offset,
-            textcoords="offset points",
-            ha=side,
-            color=colour,
-            weight="bold",
-            zorder=4,
-        )
+    style: dict[str, Any] = {"ha": side, "color": colour, "weight": "bold", "zorder": 4}
+    for place, text in joined_names(x.tolist(), y.tolist(), [str(point[kind]) for point in points]):
+        axes.annotate(text, place, offset, textcoords="offset points", **style)
+
+
+def joined_names(x: Sequence[float], y: Sequence[float], names: Sequence[str]) -> list[tuple[tuple[float, float], str]]:
+    """Return where to write which name; points so near that their names would overlap share one text."""
+    near = 0.06 * max(math.log(max(x) / min(x)), math.log(16))
+    groups: list[tuple[tuple[float, float], list[str]]] = []
+    for place in zip(x, y, names, strict=True):
+        for (left, height), members in groups:
+            if abs(math.log(place[0] / left)) < near and abs(place[1] - height) < 0.05:
+                members.append(place[2])
+                break
+        else:
+            groups.append(((place[0], place[1]), [place[2]]))
+    return [(place, ", ".join(members)) for place, members in groups]
 
 
 def _draw_floor(axes: Axes, report: Mapping[str, Any]) -> None:
