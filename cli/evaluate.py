@@ -113,9 +113,9 @@ def _print(report: dict[str, Any]) -> None:
     points += [(f"budget {point['budget']}", point) for point in report["by_budget"]]
     stdout.print(
         table(
-            ("", "accuracy", "95% interval", "looks", "MMAC", "Mpx decoded", "seconds"),
+            ("", "accuracy", "95% interval", "looks", "MMAC", "Mpx", "seconds"),
             [_point(name, point) for name, point in points],
-            title="accuracy against cost, means an image",
+            title="accuracy against cost, means an image (MMAC: 10^6 multiply-accumulates, Mpx: decoded)",
         )
     )
 

@@ -31,8 +31,6 @@ class Outcome(NamedTuple):
     record: Record
     tree: ParseTree | None
     error: PyrtravError | None = None
-    by_depth: tuple[DepthCost, ...] = ()
-    """What the looks down to each depth cost, where that was asked for."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -138,16 +136,33 @@ class Predictor:
         settings: Settings | None = None,
         *,
         mpp: float | None = None,
-        cost_by_depth: bool = False,
     ) -> list[Outcome]:
         """Classify images together: their fixations share the encoder's batches, their results do not depend on it.
 
         An image that cannot be opened or read has an error record and no tree; the others are done.
-        ``cost_by_depth`` asks for the cost of every depth, too.
         """
+        return [outcome for outcome, _ in self._predict(paths, settings, mpp, False)]
+
+    def predict_with_costs(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        settings: Settings | None = None,
+        *,
+        mpp: float | None = None,
+    ) -> list[tuple[Outcome, tuple[DepthCost, ...]]]:
+        """Do the same, and return for each image what its looks down to each depth cost; nothing where it failed."""
+        return self._predict(paths, settings, mpp, True)
+
+    def _predict(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        settings: Settings | None,
+        mpp: float | None,
+        cost_by_depth: bool,
+    ) -> list[tuple[Outcome, tuple[DepthCost, ...]]]:
         settings = settings or self.settings()
         check_mpp(mpp)
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, tuple[Outcome, tuple[DepthCost, ...]]] = {}
         with ExitStack() as stack:
             opened: list[tuple[int, Pyramid, float]] = []
             for number, path in enumerate(paths):
@@ -155,7 +170,7 @@ class Predictor:
                 try:
                     image = stack.enter_context(self.open(path, mpp=mpp))
                 except PyrtravError as error:
-                    outcomes[number] = Outcome(self._error_record(os.fspath(path), settings, mpp, error), None, error)
+                    outcomes[number] = self._failed(os.fspath(path), settings, mpp, error), ()
                 else:
                     opened.append((number, image, time.perf_counter() - begun))
             if opened:
@@ -178,7 +193,7 @@ class Predictor:
 
     def _predict_open(
         self, opened: Sequence[tuple[int, Pyramid, float]], settings: Settings, mpp: float | None, cost_by_depth: bool
-    ) -> dict[int, Outcome]:
+    ) -> dict[int, tuple[Outcome, tuple[DepthCost, ...]]]:
         images = [image for _, image, _ in opened]
         begun = time.perf_counter()
         generators = [torch.Generator().manual_seed(settings.seed) for _ in images]
@@ -190,13 +205,13 @@ class Predictor:
                 for depth in range(max(depths) + 1)
             ]
             macs, encoded = self.model.macs(trace), self.model.pixels_encoded(trace)
-            prefix_macs = [self.model.macs(trace.until(z)) for z in range(max(depths))] if cost_by_depth else []
         elapsed = time.perf_counter() - begun
-        outcomes = {}
+        prefix_macs = [self.model.macs(trace.until(z)) for z in range(max(depths))] if cost_by_depth else []
+        outcomes: dict[int, tuple[Outcome, tuple[DepthCost, ...]]] = {}
         for i, (number, image, seconds) in enumerate(opened):
             failed = trace.errors[i]
             if failed is not None:
-                outcomes[number] = Outcome(self._error_record(image.path, settings, mpp, failed), None, failed)
+                outcomes[number] = self._failed(image.path, settings, mpp, failed), ()
                 continue
             record = {
                 **self.head(image.path, settings, mpp),
@@ -211,7 +226,7 @@ class Predictor:
             tree = self._tree(trace, i, image, record)
             own_macs = [*(prefix[i] for prefix in prefix_macs[: depths[i]]), macs[i]]
             by_depth = costs_by_depth(tree, image, own_macs) if cost_by_depth else ()
-            outcomes[number] = Outcome(record, tree, None, by_depth)
+            outcomes[number] = Outcome(record, tree), by_depth
         return outcomes
 
     def _beliefs(self, levels: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -255,12 +270,13 @@ class Predictor:
             "model": {"method": card.method, "encoder": card.encoder.name, "sha256": self.loaded.sha256},
         }
 
-    def _error_record(self, path: str, settings: Settings, mpp: float | None, error: PyrtravError) -> Record:
-        return {
+    def _failed(self, path: str, settings: Settings, mpp: float | None, error: PyrtravError) -> Outcome:
+        record = {
             **self.head(path, settings, mpp),
             "status": "error",
             "error": {"type": type(error).__name__, "message": str(error)},
         }
+        return Outcome(record, None, error)
 
     def _warnings(self, image: Pyramid) -> list[str]:
         warnings = []

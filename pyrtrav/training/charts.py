@@ -31,8 +31,11 @@ COST_NAMES = {
 }
 
 _DPI = 150
-_MOST_NUMBERED = 25
-"""Classes up to which a confusion matrix has room for its numbers."""
+_MOST_ROOMY, _MOST_NUMBERED = 8, 25
+"""Classes up to which the cells of a confusion matrix have room for counts and shares, and for counts."""
+
+_MOST_NAMED = 50
+"""Classes that its axes have room for; of more, every so many is named."""
 
 
 def save_confusion(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -96,21 +99,25 @@ def _confusion(report: Mapping[str, Any]) -> Figure:
         counts = np.column_stack([counts, failed])
         columns.append("failed")
     totals = counts.sum(1)
-    rows = [f"{legible(name, 24)}\n{total:,} images" for name, total in zip(confusion["classes"], totals, strict=True)]
+    roomy = len(columns) <= _MOST_ROOMY
+    form = "{}\n{:,} images" if roomy else "{} ({:,})"
+    rows = [form.format(legible(name, 24), n) for name, n in zip(confusion["classes"], totals, strict=True)]
     shares = counts / np.maximum(totals, 1)[:, None]
-    side = min(max(1.15 * len(columns), 3.2), 16.0)
+    side = max(1.15 * len(columns), 3.2) if roomy else min(max(0.42 * len(columns), 7.5), 16.0)
     figure = Figure(figsize=(side + 3.4, side * len(rows) / len(columns) + 2.6), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_xticks(range(len(columns)), columns, rotation=0 if len("".join(columns)) < 14 * side else 90)
-    axes.set_yticks(range(len(rows)), rows)
+    step = math.ceil(len(columns) / _MOST_NAMED)
+    upright = 0 if len("".join(columns)) < 14 * side else 90
+    axes.set_xticks(range(0, len(columns), step), columns[::step], rotation=upright)
+    axes.set_yticks(range(0, len(rows), step), rows[::step])
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     _draw_edges(axes, len(columns), len(rows))
     if len(columns) <= _MOST_NUMBERED:
-        _write_cells(axes, counts, shares)
+        _write_cells(axes, counts, shares, roomy)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     accuracy = report["metrics"]["accuracy"]
     figure.suptitle(f"{_subject(report)}\naccuracy {_with_interval(accuracy)}", fontsize=12)
@@ -125,17 +132,14 @@ def _draw_edges(axes: Axes, columns: int, rows: int) -> None:
     axes.tick_params(which="minor", length=0)
 
 
-def _write_cells(axes: Axes, counts: Any, shares: Any) -> None:
-    few = counts.shape[1] <= 10
+def _write_cells(axes: Axes, counts: Any, shares: Any, roomy: bool) -> None:
     for (row, column), count in np.ndenumerate(counts):
-        text = f"{count:,}\n{shares[row, column]:.0%}" if few else f"{count:,}"
+        text = f"{count:,}\n{shares[row, column]:.0%}" if roomy else f"{count:,}" if count else ""
         colour = "white" if shares[row, column] > 0.55 else INK
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=12 if few else 9)
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=12 if roomy else 9)
 
 
 def _with_interval(figure: Mapping[str, Any]) -> str:
-    if figure["low"] is None:
-        return f"{figure['value']:.3f}"
     return f"{figure['value']:.3f} (95% interval {figure['low']:.3f} to {figure['high']:.3f})"
 
 
@@ -193,17 +197,23 @@ def _draw_series(axes: Axes, points: Sequence[Mapping[str, Any]], cost: str, kin
     )
     # Depths are named to the upper left of their points and budgets to the lower right, so that both can be read.
     offset, side = ((-6, 6), "right") if kind == "depth" else ((6, -14), "left")
-    for at, value, point in zip(x, y, points, strict=True):
-        axes.annotate(
-            f"{point[kind]}",
-            (at, value),
-            offset,
-            textcoords="offset points",
-            ha=side,
-            color=colour,
-            weight="bold",
-            zorder=4,
-        )
+    style: dict[str, Any] = {"ha": side, "color": colour, "weight": "bold", "zorder": 4}
+    for place, text in joined_names(x.tolist(), y.tolist(), [str(point[kind]) for point in points]):
+        axes.annotate(text, place, offset, textcoords="offset points", **style)
+
+
+def joined_names(x: Sequence[float], y: Sequence[float], names: Sequence[str]) -> list[tuple[tuple[float, float], str]]:
+    """Return where to write which name; points so near that their names would overlap share one text."""
+    near = 0.06 * max(math.log(max(x) / min(x)), math.log(16))
+    groups: list[tuple[tuple[float, float], list[str]]] = []
+    for place in zip(x, y, names, strict=True):
+        for (left, height), members in groups:
+            if abs(math.log(place[0] / left)) < near and abs(place[1] - height) < 0.05:
+                members.append(place[2])
+                break
+        else:
+            groups.append(((place[0], place[1]), [place[2]]))
+    return [(place, ", ".join(members)) for place, members in groups]
 
 
 def _draw_floor(axes: Axes, report: Mapping[str, Any]) -> None:
@@ -217,8 +227,8 @@ def _lowest(report: Mapping[str, Any]) -> float:
     """Where the axis of accuracies begins: a round value below all that is drawn."""
     data = report["data"]
     ends = [point["metrics"]["accuracy"]["low"] for point in (*report["by_depth"], *report["by_budget"])]
-    lowest = min([*ends, max(data["by_class"].values()) / data["images"]])
-    return max(0.0, math.floor(float(lowest) * 10 - 0.5) / 10)
+    lowest: float = min([*ends, max(data["by_class"].values()) / data["images"]])
+    return max(0.0, math.floor(lowest * 10 - 0.5) / 10)
 
 
 def _scale(axes: Axes, cost: str, lowest: float) -> None:

@@ -20,6 +20,7 @@ from pyrtrav.errors import ConfigError
 from pyrtrav.methods import find_method
 from pyrtrav.predict import Predictor
 from pyrtrav.pyramid.source import short_name
+from pyrtrav.selection import Settings
 from pyrtrav.training.bootstrap import LEVEL, RESAMPLES, bootstrap_intervals, unit_numbers
 from pyrtrav.training.held_out import HeldOut
 from pyrtrav.training.metrics import classification_metrics, confusion_matrix, metrics_by_class
@@ -66,22 +67,14 @@ def evaluate_model(
     """
     settings = predictor.settings(**look)
     if budgets:
-        predictor.settings(**{**look, "budget": budgets[0]})  # said before the images are run, not after
-    examples = held_out.examples
+        predictor.settings(**{**look, "budget": budgets[0]})  # refused before the images are run, not after
 
     def judge(name: str, look: Mapping[str, Any]) -> Run:
-        done = 0
-
-        def on_images(count: int) -> None:
-            nonlocal done
-            done += count
-            if watch is not None:
-                watch(name, done)
-
-        return run_over(predictor, examples, predictor.settings(**look), mpp=mpp, on_images=on_images)
+        on_images = None if watch is None else _counting(watch, name)
+        return run_over(predictor, held_out.examples, predictor.settings(**look), mpp=mpp, on_images=on_images)
 
     # What a process loads and compiles at its first look is the time of no image.
-    predictor.predict([examples[0].path], settings, mpp=mpp)
+    predictor.predict([held_out.examples[0].path], settings, mpp=mpp)
     run = judge("as asked", look)
     if budgets is None:
         budgets = default_budgets(predictor, run)
@@ -92,17 +85,23 @@ def evaluate_model(
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": _described_data(predictor, held_out),
-        "model": {
-            "name": short_name(predictor.loaded.path),
-            **predictor.described(settings, mpp)["model"],
-            "purpose": predictor.card.purpose,
-            "multi_level": predictor.card.config.get("multi_level"),
-        },
-        "settings": predictor.described(settings, mpp)["settings"],
+        **_described_model(predictor, settings, mpp),
         **_figures(predictor, held_out, run, by_budget),
         "failures": _failures(held_out, {"as asked": run, **{f"budget {n}": r for n, r in by_budget.items()}}),
     }
     return Evaluated(report, held_out, run)
+
+
+def _counting(watch: Watch, name: str) -> Callable[[int], None]:
+    """From how many more are done to how many are."""
+    done = 0
+
+    def on_images(count: int) -> None:
+        nonlocal done
+        done += count
+        watch(name, done)
+
+    return on_images
 
 
 def parse_budgets(text: str) -> tuple[int, ...]:
@@ -142,29 +141,30 @@ def _described_data(predictor: Predictor, held_out: HeldOut) -> dict[str, Any]:
     }
 
 
+def _described_model(predictor: Predictor, settings: Settings, mpp: float | None) -> dict[str, Any]:
+    described = predictor.described(settings, mpp)
+    model = {
+        "name": short_name(predictor.loaded.path),
+        **described["model"],
+        "purpose": predictor.card.purpose,
+        "multi_level": getattr(getattr(predictor.model, "config", None), "multi_level", None),
+    }
+    return {"model": model, "settings": described["settings"]}
+
+
 def _figures(predictor: Predictor, held_out: HeldOut, run: Run, by_budget: Mapping[int, Run]) -> dict[str, Any]:
+    """What is said of the runs."""
     labels = np.array([example.label for example in held_out.examples], np.int64)
     groups = [example.group for example in held_out.examples]
-    seed = run.settings.seed
-
-    def with_intervals(probabilities: NDArray[np.float64]) -> dict[str, Any]:
-        values = classification_metrics(probabilities, labels)
-        intervals = bootstrap_intervals(probabilities, labels, groups, seed=seed)
-        return {
-            name: {"value": _plain(value), "low": _plain(intervals[name][0]), "high": _plain(intervals[name][1])}
-            for name, value in values.items()
-        }
-
-    classes = predictor.card.classes
+    classes, seed = predictor.card.classes, run.settings.seed
     confusion = confusion_matrix(run.final, labels)
-    grouped = any(group is not None for group in groups)
-    by_depth = [with_intervals(probabilities) for probabilities in run.probabilities]
+    by_depth = [_with_intervals(beliefs, labels, groups, seed) for beliefs in run.probabilities]
     return {
         "metrics": by_depth[-1],
         "bootstrap": {
             "resamples": RESAMPLES,
             "level": LEVEL,
-            "unit": "group" if grouped else "image",
+            "unit": "group" if any(group is not None for group in groups) else "image",
             "units": int(unit_numbers(groups, len(labels)).max()) + 1,
             "seed": seed,
         },
@@ -178,23 +178,29 @@ def _figures(predictor: Predictor, held_out: HeldOut, run: Run, by_budget: Mappi
             "failed": confusion[:, -1].tolist(),
         },
         "by_depth": [
-            {
-                "depth": depth,
-                "images": int((run.depths >= depth).sum()),
-                "metrics": metrics,
-                "cost": _mean_cost(run, depth),
-            }
-            for depth, metrics in enumerate(by_depth)
+            {"depth": z, "images": int((run.depths >= z).sum()), "metrics": metrics, "cost": _mean_cost(run, z)}
+            for z, metrics in enumerate(by_depth)
         ],
         "by_budget": [
             {
                 "budget": budget,
                 "failed": len(other.errors),
-                "metrics": with_intervals(other.final),
+                "metrics": _with_intervals(other.final, labels, groups, seed),
                 "cost": _mean_cost(other, -1),
             }
             for budget, other in by_budget.items()
         ],
+    }
+
+
+def _with_intervals(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], groups: Sequence[str | None], seed: int
+) -> dict[str, dict[str, float | None]]:
+    values = classification_metrics(probabilities, labels)
+    intervals = bootstrap_intervals(probabilities, labels, groups, seed=seed)
+    return {
+        name: {"value": _plain(value), "low": _plain(intervals[name][0]), "high": _plain(intervals[name][1])}
+        for name, value in values.items()
     }
 
 

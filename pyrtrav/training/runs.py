@@ -58,12 +58,12 @@ def run_over(
     errors: dict[int, PyrtravError] = {}
     for start in range(0, len(examples), IMAGES_AT_ONCE):
         batch = [example.path for example in examples[start : start + IMAGES_AT_ONCE]]
-        outcomes = predictor.predict(batch, settings, mpp=mpp, cost_by_depth=True)
-        for number, outcome in enumerate(outcomes, start):
+        outcomes = predictor.predict_with_costs(batch, settings, mpp=mpp)
+        for number, (outcome, by_depth) in enumerate(outcomes, start):
             if outcome.error is not None:
                 errors[number] = outcome.error
             beliefs.append(_beliefs(outcome, predictor.card.classes))
-            costs.append(np.array([[getattr(cost, name) for name in COSTS] for cost in outcome.by_depth]))
+            costs.append(np.array([[getattr(cost, name) for name in COSTS] for cost in by_depth]))
         if on_images is not None:
             on_images(len(batch))
     return _gathered(settings, beliefs, costs, errors, len(predictor.card.classes))
