@@ -285,6 +285,10 @@ def test_what_cannot_be_used_is_told(tmp_path: Path, folders: dict[str, Path]) -
     ]:
         with pytest.raises(ConfigError, match=message):
             build_encoder(name)
+    with pytest.raises(ConfigError, match=r"does not say base_resolution, std; give"):
+        build_encoder(f"hf:{silent}", mean=0.0)
+    with pytest.raises(ConfigError, match=r"vit_of_2040.* does not build it; try a newer one"):
+        encoder_of(folders["vit"], config={"model_type": "vit_of_2040"})
     with pytest.raises(ConfigError, match="trainable"):
         encoder_of(folders["vit"], trainable="yes")
     with pytest.raises(ConfigError, match="has 3 channels, not 1"):

@@ -56,7 +56,12 @@ def load(source: str) -> Found:
         ConfigError: it cannot be found or loaded, or is no image model.
     """
     auto = _transformers()
-    with _told(source), _quiet():
+    advice = (
+        "it must be a folder with config.json and model.safetensors, or a model of huggingface.co. Without network, "
+        f"get it on a connected machine by `hf download {source} --local-dir FOLDER`, and name the folder: "
+        "--encoder hf:FOLDER"
+    )
+    with _told(source, advice), _quiet():
         config = auto.AutoConfig.from_pretrained(source, trust_remote_code=False)
         config = getattr(config, "vision_config", config)
         model, report = auto.AutoModel.from_pretrained(
@@ -77,7 +82,8 @@ def build(source: str, config: Mapping[str, Any]) -> nn.Module:
         ConfigError: this version of transformers knows no such model.
     """
     auto = _transformers()
-    with _told(source), _quiet():
+    advice = f"transformers {auto.__version__} does not build it; try a newer one: pip install -U 'pyrtrav[hf]'"
+    with _told(source, advice), _quiet():
         model = auto.AutoModel.from_config(auto.AutoConfig.for_model(**config), trust_remote_code=False)
     _check_sees(source, model)
     return model.float()  # type: ignore[no-any-return]
@@ -131,17 +137,13 @@ def _transformers(name: str = "transformers") -> Any:
 
 
 @contextmanager
-def _told(source: str) -> Iterator[None]:
+def _told(source: str, advice: str) -> Iterator[None]:
     """Whatever the library raises as a ConfigError that says what to do."""
     try:
         yield
     except FAILURES as error:
         reason = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"encoder hf:{source}: cannot be loaded ({reason}); it must be a folder with config.json and "
-            f"model.safetensors, or a model of huggingface.co. Without network, get it on a connected machine by "
-            f"`hf download {source} --local-dir FOLDER`, and name the folder: --encoder hf:FOLDER"
-        ) from error
+        raise ConfigError(f"encoder hf:{source}: cannot be loaded ({reason}); {advice}") from error
 
 
 @contextmanager

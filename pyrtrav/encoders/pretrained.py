@@ -60,24 +60,17 @@ class PretrainedEncoder(Encoder):
         if not isinstance(trainable, bool):
             raise ConfigError(f"trainable must be true or false, got {trainable!r}")
         name = f"encoder hf:{source}"
-        if config is None:
-            found, wanted = hub.load(source), hub.preprocessing(source)
-        else:
-            found, wanted = hub.Found(hub.build(source, config), True), hub.Preprocessing()
-        model, pooler = found.model, found.pooled if pooler is None else pooler
-        if not pooler and isinstance(getattr(model, "pooler", None), nn.Module):
-            setattr(model, "pooler", None)  # noqa: B010 - a module's attribute, whose type only the library knows
-        native = hub.side_of(getattr(model.config, "image_size", None))
-        side = base_resolution or wanted.side or native
+        model, pooler, wanted = _obtain(source, config, pooler)
+        side = base_resolution or wanted.side
         mean, std = wanted.mean if mean is None else mean, wanted.std if std is None else std
         if side is None or mean is None or std is None:
-            unsaid = [
-                option for option, value in (("base_resolution", side), ("mean", mean), ("std", std)) if not value
-            ]
-            raise ConfigError(f"{name}: its preprocessing does not say {', '.join(unsaid)}; give it with --set")
+            options = {"base_resolution": side, "mean": mean, "std": std}
+            unsaid = ", ".join(option for option, value in options.items() if value is None)
+            raise ConfigError(f"{name}: its preprocessing does not say {unsaid}; give it with --set")
         patch, seen = _check(name, model, side, channels)
-        other_size = side != native and "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-        asked = {"interpolate_pos_encoding": True} if other_size else {}
+        other_size = side != hub.side_of(getattr(model.config, "image_size", None))
+        interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        asked = {"interpolate_pos_encoding": True} if other_size and interpolates else {}
         vector, hidden = _probe(name, model, torch.zeros(1, seen, side, side), asked)
         prefix, rows = (0, hidden.shape[3]) if hidden.ndim == 4 else _grid(name, hidden.shape[1], side, patch)
         super().__init__(
@@ -128,6 +121,19 @@ class PretrainedEncoder(Encoder):
         if hidden.ndim == 4:
             return hidden
         return hidden[:, self._prefix :].transpose(1, 2).reshape(len(hidden), self.map_channels, *self.map_size)
+
+
+def _obtain(source: str, config: Mapping[str, Any] | None, pooler: bool | None) -> tuple[Any, bool, hub.Preprocessing]:
+    """Return the model, whether its pooler is used, and what it wants of patches."""
+    if config is None:
+        found, wanted = hub.load(source), hub.preprocessing(source)
+    else:
+        found, wanted = hub.Found(hub.build(source, config), True), hub.Preprocessing()
+    model: Any = found.model
+    pooler = found.pooled if pooler is None else pooler
+    if not pooler and isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler = None
+    return model, pooler, wanted._replace(side=wanted.side or hub.side_of(getattr(model.config, "image_size", None)))
 
 
 def _check(name: str, model: Any, side: int, channels: int | None) -> tuple[int | None, int]:
