@@ -87,6 +87,7 @@ def build_model(card: ModelCard) -> Model:
 def save_model(path: str | os.PathLike[str], model: Model, card: ModelCard) -> None:
     """Write the model file, whole or not at all."""
     described = {"schema": MODEL_SCHEMA, "version": __version__, **dataclasses.asdict(card)}
+    described["encoder"]["options"] |= model.encoder.resolved
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with written_whole(path) as beside:
         safetensors.torch.save_file(weights, beside, metadata={"pyrtrav": json.dumps(described, sort_keys=True)})

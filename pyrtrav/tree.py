@@ -53,7 +53,7 @@ class Node:
     downsample: float
     """Level-0 pixels a patch pixel."""
     score: float
-    """The largest product of probabilities along a path from the glance."""
+    """The largest product of probabilities along a path from the glance; where there are no paths, the attention."""
     contribution: float | None
     cells: tuple[Cell, ...]
 

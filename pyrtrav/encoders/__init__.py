@@ -7,6 +7,7 @@ from typing import Any
 
 from pyrtrav.encoders.base import Encoder, Encoding, count_macs, init_xavier
 from pyrtrav.encoders.paper import PAPER_ENCODERS, Baseline, FullyConnectedHead, PaperEncoder
+from pyrtrav.encoders.pretrained import PretrainedEncoder
 from pyrtrav.encoders.residual import ResidualEncoder
 from pyrtrav.errors import ConfigError, nearest_name
 
@@ -17,9 +18,11 @@ __all__ = [
     "Encoding",
     "FullyConnectedHead",
     "PaperEncoder",
+    "PretrainedEncoder",
     "ResidualEncoder",
     "build_encoder",
     "count_macs",
+    "find_encoder",
     "init_xavier",
 ]
 
@@ -29,6 +32,18 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
 }
 """Builders by name; all their options are keywords and have defaults."""
 
+PRETRAINED = "hf:"
+"""Begins the name of an image model of `transformers`; what follows is its name or its folder."""
+
+
+def find_encoder(name: str) -> Callable[..., Encoder]:
+    """Return the builder of an encoder; ConfigError with the nearest name where there is none."""
+    if name.startswith(PRETRAINED) and name != PRETRAINED:
+        return partial(PretrainedEncoder, name.removeprefix(PRETRAINED))
+    if name not in ENCODERS:
+        raise ConfigError(f"unknown encoder {name!r}{nearest_name(name, [*ENCODERS, PRETRAINED + 'NAME'])}")
+    return ENCODERS[name]
+
 
 def build_encoder(name: str, *, channels: Any = None, base_resolution: Any = None, **options: Any) -> Encoder:
     """Return the encoder ``name`` with new weights; ``None`` is the encoder's own default; values may come from a file.
@@ -36,9 +51,7 @@ def build_encoder(name: str, *, channels: Any = None, base_resolution: Any = Non
     Raises:
         ConfigError: an unknown name or option, or one that the encoder cannot have.
     """
-    if name not in ENCODERS:
-        raise ConfigError(f"unknown encoder {name!r}{nearest_name(name, ENCODERS)}")
-    build = ENCODERS[name]
+    build = find_encoder(name)
     sizes = {"channels": channels, "base_resolution": base_resolution}
     options |= {option: value for option, value in sizes.items() if value is not None}
     known = list(inspect.signature(build).parameters)

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -47,6 +47,8 @@ class Encoder(nn.Module, ABC):
 
     mean: Tensor
     std: Tensor
+    layers_only: ClassVar[bool] = True
+    """Whether convolutions and fully connected layers are all that multiplies, so that counting those is enough."""
 
     def __init__(
         self,
@@ -107,6 +109,11 @@ class Encoder(nn.Module, ABC):
         """Return the last feature map of normalised images of any size."""
 
     @property
+    def resolved(self) -> dict[str, Any]:
+        """Options that building found elsewhere: a model file keeps them, so that it needs nothing else."""
+        return {}
+
+    @property
     def total_stride(self) -> int:
         """Pixels from one feature to the next."""
         return math.prod(window.stride for window in self._local_windows())
@@ -142,6 +149,8 @@ def count_macs(module: Callable[..., object], *inputs: object) -> int:
     1 to 5 of "Image classification through top-down image pyramid traversal". On the meta device the count is
     free.
     """
+    if isinstance(module, Encoder) and not module.layers_only:
+        return _count_by_torch(module, *inputs)
     total = 0
 
     def count(layer: nn.Module, _: object, output: object) -> None:
@@ -158,6 +167,16 @@ def count_macs(module: Callable[..., object], *inputs: object) -> int:
     finally:
         hook.remove()
     return total
+
+
+def _count_by_torch(module: Callable[..., object], *inputs: object) -> int:
+    """The products of attention too, which must be written out to be seen."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return int(counter.get_total_flops()) // 2
 
 
 def init_xavier(module: nn.Module) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyrtrav.config import field_names, make_config, parse_assignments, read_toml
-from pyrtrav.encoders import ENCODERS, build_encoder
+from pyrtrav.encoders import build_encoder, find_encoder
 from pyrtrav.errors import ConfigError, nearest_name
 from pyrtrav.methods import find_method
 from pyrtrav.model_file import EncoderSpec, ModelCard
@@ -29,12 +29,10 @@ def sort_options(
     Raises:
         ConfigError: an unknown name; suggests the nearest.
     """
-    if encoder not in ENCODERS:
-        raise ConfigError(f"unknown encoder {encoder!r}{nearest_name(encoder, ENCODERS)}")
     known = {
         "method": field_names(find_method(method).Config),
         "training": field_names(TrainingConfig),
-        "encoder": set(inspect.signature(ENCODERS[encoder]).parameters),
+        "encoder": set(inspect.signature(find_encoder(encoder)).parameters),
     }
     sorted_: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for name, value in _flat(values).items():
@@ -73,7 +71,7 @@ def plan_training(
     method_options, training_options, encoder_options = sort_options(method, encoder, values)
     config = make_config(find_method(method).Config, method_options)
     # With its defaults written out: a model file outlives them.
-    defaults = inspect.signature(ENCODERS[encoder]).parameters.values()
+    defaults = inspect.signature(find_encoder(encoder)).parameters.values()
     encoder_options = {p.name: p.default for p in defaults} | encoder_options
     built = build_encoder(encoder, **encoder_options)
     card = ModelCard(
