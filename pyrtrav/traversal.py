@@ -31,6 +31,13 @@ Generators = torch.Generator | Sequence[torch.Generator] | Draws
 function that gives the draws."""
 
 
+Encode = Callable[[Ints], tuple[Encoding, Bools]]
+"""Reads and encodes the fixations at some positions; says for each whether its image could be read."""
+
+Memory = Callable[[Sequence[Image], Ints, Floats, Encode], Encoding]
+"""(images, image, region, encode) -> what the encoder makes of fixations, of which it may remember some."""
+
+
 class Policy(nn.Module):
     """Where to look next: a logit for every cell of a fixation's grid, from its map."""
 
@@ -64,6 +71,9 @@ class Limits(NamedTuple):
 
 class Traversal(nn.Module):
     """Runs an encoder and a policy over images and writes the trace."""
+
+    memory: Memory | None = None
+    """Stands between fixations and the encoder where training keeps a frozen encoder's vectors."""
 
     def __init__(self, encoder: Encoder, policy: Policy, finest_mpp: float | None = None) -> None:
         super().__init__()
@@ -115,16 +125,15 @@ class Traversal(nn.Module):
         self, trace: Trace, fixations: Fixations, sampler: PatchSampler, encode_batch: int, step: int
     ) -> tuple[Ints, Encoding]:
         """Read and encode fixations and put them in the trace; those of images that fail are dropped."""
-        vectors, maps = [], []
-        dtype = next(self.parameters()).dtype
-        for number, patches in enumerate(self._read_ahead(trace, fixations, sampler, encode_batch)):
-            begun = time.perf_counter()
-            image = fixations.image[number * encode_batch :][: len(patches)]
-            encoding = self._encode(sampler.palette(patches.to(trace.device, non_blocking=True), image, dtype))
-            vectors.append(encoding.vector)
-            maps.append(encoding.map)
-            trace.seconds["encode"] += time.perf_counter() - begun
-        vector, map_ = torch.cat(vectors), torch.cat(maps)
+
+        def encode(positions: Ints) -> tuple[Encoding, Bools]:
+            image, region = fixations.image[positions], fixations.region[positions]
+            return self._read_and_encode(trace, image, region, sampler, encode_batch), trace.alive[image]
+
+        if self.memory is None:
+            (vector, map_), _ = encode(np.arange(len(fixations.image)))
+        else:
+            vector, map_ = self.memory(sampler.pyramids, fixations.image, fixations.region, encode)
         keep = np.flatnonzero(trace.alive[fixations.image])
         if len(keep) < len(fixations.image):
             index = torch.from_numpy(keep).to(trace.device)
@@ -143,6 +152,20 @@ class Traversal(nn.Module):
         trace.child[fixations.edge] = index_of[fixations.leads_to]
         return added, Encoding(vector, map_)
 
+    def _read_and_encode(
+        self, trace: Trace, image: Ints, region: Floats, sampler: PatchSampler, encode_batch: int
+    ) -> Encoding:
+        vectors, maps = [], []
+        dtype = next(self.parameters()).dtype
+        for number, patches in enumerate(self._read_ahead(trace, image, region, sampler, encode_batch)):
+            begun = time.perf_counter()
+            own = image[number * encode_batch :][: len(patches)]
+            encoding = self._encode(sampler.palette(patches.to(trace.device, non_blocking=True), own, dtype))
+            vectors.append(encoding.vector)
+            maps.append(encoding.map)
+            trace.seconds["encode"] += time.perf_counter() - begun
+        return Encoding(torch.cat(vectors), torch.cat(maps))
+
     def _encode(self, patches: Tensor) -> Encoding:
         mixed = torch.autocast("cuda", torch.bfloat16) if patches.is_cuda else nullcontext()
         with mixed:
@@ -150,14 +173,14 @@ class Traversal(nn.Module):
         return Encoding(encoding.vector.to(patches.dtype), encoding.map.to(patches.dtype))
 
     def _read_ahead(
-        self, trace: Trace, fixations: Fixations, sampler: PatchSampler, encode_batch: int
+        self, trace: Trace, image: Ints, region: Floats, sampler: PatchSampler, encode_batch: int
     ) -> Iterator[Tensor]:
         """Yield the patches chunk by chunk, with the next chunk being read meanwhile."""
-        starts = range(0, len(fixations.image), encode_batch)
+        starts = range(0, len(image), encode_batch)
 
         def read(start: int) -> tuple[Tensor, dict[int, PyramidError]]:
             chunk = slice(start, start + encode_batch)
-            return sampler(fixations.image[chunk], fixations.region[chunk])
+            return sampler(image[chunk], region[chunk])
 
         if len(starts) == 1:
             begun = time.perf_counter()
@@ -172,7 +195,7 @@ class Traversal(nn.Module):
                 begun = time.perf_counter()
                 patches, errors = ahead.result()
                 trace.seconds["read"] += time.perf_counter() - begun
-                if start + encode_batch < len(fixations.image):
+                if start + encode_batch < len(image):
                     ahead = reader.submit(read, start + encode_batch)
                 _note_errors(trace, errors)
                 yield patches

@@ -22,7 +22,8 @@ from pyrtrav.pyramid import Pyramid, open_pyramid
 from pyrtrav.pyramid.base import shared_cache
 from pyrtrav.pyramid.disk_cache import DiskCache, name_of
 from pyrtrav.pyramid.tiles import Tile
-from tests.samples import SLIDE
+from pyrtrav.training.images import OpenImages
+from tests.samples import SLIDE, TISSUE
 from tests.servers import file_server
 
 WHOLE = Region(0, 0, 200, 150)
@@ -247,6 +248,21 @@ def test_openslide_s_tiles_are_kept(folder: Path, data: Path) -> None:
             patches.append(pyramid.read(pyramid.bounds, 32).pixels)
             assert (pyramid.cost.tiles_decoded > 0) == decoded
     np.testing.assert_array_equal(*patches)
+
+
+def test_tiles_in_memory_outlive_their_images() -> None:
+    """From epoch to epoch, however many images are closed in between."""
+    paths = [str(path) for path in sorted((TISSUE / "train").glob("*/*.tif"))[:4]]
+    images, decoded = OpenImages(("a", "b"), 64, limit=1), []
+    for _ in range(2):
+        decoded.append(0)
+        for path in paths:
+            (pyramid,), _ = images.open_all([path])
+            assert pyramid is not None
+            pyramid.read(pyramid.bounds, 64)
+            decoded[-1] += pyramid.cost.tiles_decoded
+    images.close()
+    assert decoded[0] > decoded[1] == 0
 
 
 def test_what_is_quick_to_decode_is_not_kept(folder: Path) -> None:
