@@ -70,10 +70,11 @@ class PatchSampler:
         self, pyramid: Image, region: Floats, members: list[int], pixels: NDArray[np.uint8]
     ) -> list[PyramidError | None]:
         """Read the members' patches into their places; returns what went wrong with each."""
-        distinct, inverse = np.unique(region, axis=0, return_inverse=True)
+        places: dict[tuple[float, ...], int] = {}
+        which = [places.setdefault(tuple(row), len(places)) for row in region.tolist()]
+        distinct = [Region(*row) for row in places]
         if len(distinct) == len(region) and members[-1] - members[0] == len(members) - 1:
-            out = pixels[members[0] : members[-1] + 1]
-            return pyramid.read_many([Region(*row) for row in region.tolist()], self.size, out=out).errors
-        read = pyramid.read_many([Region(*row) for row in distinct.tolist()], self.size)
-        pixels[members] = read.pixels[inverse]
-        return [read.errors[j] for j in inverse.tolist()]
+            return pyramid.read_many(distinct, self.size, out=pixels[members[0] : members[-1] + 1]).errors
+        read = pyramid.read_many(distinct, self.size)
+        pixels[members] = read.pixels[which]
+        return [read.errors[j] for j in which]
