@@ -29,6 +29,13 @@ Generators = torch.Generator | Sequence[torch.Generator] | Draws
 function that gives the draws."""
 
 
+Encode = Callable[[Ints], tuple[Encoding, Bools]]
+"""Reads and encodes the fixations at some positions; says for each whether its image could be read."""
+
+Memory = Callable[[Sequence[Image], Ints, Floats, Encode], Encoding]
+"""(images, image, region, encode) -> what the encoder makes of fixations, of which it may remember some."""
+
+
 class Policy(nn.Module):
     """Where to look next: a logit for every cell of a fixation's grid, from its map."""
 
@@ -86,6 +93,9 @@ class Limits(NamedTuple):
 class Traversal(nn.Module):
     """Runs an encoder and a policy over images and writes the trace."""
 
+    memory: Memory | None = None
+    """Stands between fixations and the encoder where training keeps a frozen encoder's vectors."""
+
     def __init__(self, encoder: Encoder, policy: Policy, finest_mpp: float | None = None) -> None:
         super().__init__()
         self.encoder, self.policy = encoder, policy
@@ -138,23 +148,20 @@ class Traversal(nn.Module):
         source = reading.source[fixations.image]
         where = place(source, fixations.depth, fixations.row, fixations.column)
         distinct, inverse = _in_order(where)
-        vectors, maps = [], []
-
-        def images_at(index: int) -> list[int]:
-            numbers: list[int] = fixations.image[inverse == index].tolist()
-            return numbers
-
         image, region = fixations.image[distinct], fixations.region[distinct]
-        dtype, done = next(self.parameters()).dtype, 0
-        for patches in read_ahead(reading.sampler, trace, image, region, reading.encode_batch, images_at):
-            begun = time.perf_counter()
-            there, own = patches.to(trace.device, non_blocking=True), image[done : done + len(patches)]
-            encoding = self._encode(reading.sampler.palette(there, own, dtype))
-            done += len(patches)
-            vectors.append(encoding.vector)
-            maps.append(encoding.map)
-            trace.seconds["encode"] += time.perf_counter() - begun
-        encoding = Encoding(torch.cat(vectors), torch.cat(maps)) if len(vectors) > 1 else encoding
+
+        def encode(positions: Ints) -> tuple[Encoding, Bools]:
+            def images_at(index: int) -> list[int]:
+                numbers: list[int] = fixations.image[inverse == positions[index]].tolist()
+                return numbers
+
+            encoding = self._read_and_encode(trace, image[positions], region[positions], reading, images_at)
+            return encoding, trace.alive[image[positions]]
+
+        if self.memory is None or isinstance(reading.sampler, StackSampler):
+            encoding, _ = encode(np.arange(len(distinct)))
+        else:
+            encoding = self.memory(reading.sampler.pyramids, image, region, encode)
         keep = np.flatnonzero(trace.alive[fixations.image])
         at = inverse[keep]
         added = trace.add_fixations(
@@ -170,6 +177,21 @@ class Traversal(nn.Module):
         index_of[keep] = added
         trace.child[fixations.edge] = index_of[fixations.leads_to]
         return Expanded(added, encoding, at)
+
+    def _read_and_encode(
+        self, trace: Trace, image: Ints, region: Floats, reading: Reading, images_at: Callable[[int], list[int]]
+    ) -> Encoding:
+        vectors, maps = [], []
+        dtype, done = next(self.parameters()).dtype, 0
+        for patches in read_ahead(reading.sampler, trace, image, region, reading.encode_batch, images_at):
+            begun = time.perf_counter()
+            there, own = patches.to(trace.device, non_blocking=True), image[done : done + len(patches)]
+            encoding = self._encode(reading.sampler.palette(there, own, dtype))
+            done += len(patches)
+            vectors.append(encoding.vector)
+            maps.append(encoding.map)
+            trace.seconds["encode"] += time.perf_counter() - begun
+        return Encoding(torch.cat(vectors), torch.cat(maps)) if len(vectors) > 1 else encoding
 
     def _encode(self, patches: Tensor) -> Encoding:
         mixed = torch.autocast("cuda", torch.bfloat16) if patches.is_cuda else nullcontext()

@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyrtrav.colours import Colours
 from pyrtrav.encoders.base import Encoding
 from pyrtrav.errors import ConfigError
+from pyrtrav.methods.topdown import TopDown, TopDownConfig
 from pyrtrav.pyramid import Pyramid, open_pyramid
+from pyrtrav.pyramid.base import shared_cache
 from pyrtrav.sampling import Image, PatchSampler
-from pyrtrav.selection import Bools, Floats, Ints
+from pyrtrav.selection import Bools, Floats, Ints, Settings
+from pyrtrav.trace import Trace
 from pyrtrav.training.augment import View
 from pyrtrav.training.vector_cache import VectorCache, digest_of
 from tests.samples import TISSUE
@@ -190,6 +193,34 @@ def test_the_digest_tells_layers_and_weights_apart() -> None:
     digests = [digest_of(encoder) for encoder in (seeded(5), seeded(6), moved, half, frozen(1))]
     assert len(set(digests)) == 5
     assert digest_of(seeded(5)) == digests[0]
+
+
+def test_a_traversal_that_remembers_is_the_same_traversal(pyramids: list[Pyramid]) -> None:
+    """Losses and gradients of everything behind the encoder, too; the second time nothing is read."""
+    torch.manual_seed(0)
+    model = TopDown(TopDownConfig(max_depth=2, c_t=6.0), frozen(), 2)
+    images = [pyramid for pyramid in pyramids for _ in range(2)]
+
+    def run() -> tuple[Trace, list[Tensor]]:
+        trace = model.look(images, Settings("sample", depth=2, encode_batch=16), torch.Generator().manual_seed(0))
+        loss = model.believe(trace, 2).square().sum() + trace.decision_log_prob(2).sum()
+        learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return trace, list(torch.autograd.grad(loss, learned))
+
+    expected, gradients = run()
+    model.traversal.memory = cache = VectorCache(model.encoder)
+    for decoded in (True, False):
+        shared_cache().clear()
+        before = sum(pyramid.cost.tiles_decoded for pyramid in pyramids)
+        trace, same_gradients = run()
+        assert (sum(pyramid.cost.tiles_decoded for pyramid in pyramids) > before) == decoded
+        np.testing.assert_array_equal(trace.region, expected.region)
+        torch.testing.assert_close(trace.vector, expected.vector, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(same_gradients, gradients, rtol=1e-4, atol=1e-5)
+    distinct = {
+        (pyramids.index(images[i]), *region) for i, region in zip(trace.image, trace.region.tolist(), strict=True)
+    }
+    assert (cache.asked, cache.encoded) == (2 * len(trace.image), len(distinct))
 
 
 def test_what_is_not_frozen_is_refused() -> None:

@@ -29,8 +29,8 @@ from pyrtrav.pyramid.tiles import Tile
 VERSION = 1
 """Of what is kept: counted up when the same file and rule give other pixels."""
 
-_HEADER = struct.Struct("<4sIIII?")
-"""Mark, checksum, height, width, channels, and whether there is a mask."""
+_HEADER = struct.Struct("<4sIIIIB")
+"""Mark, checksum, height, width, channels, and 1 where there is a mask, else 0."""
 
 _MARK = b"PYRT"
 _PRUNED_TO = 0.9
@@ -142,7 +142,7 @@ def _shared(folder: Path, max_bytes: int) -> DiskCache:
 def _packed(name: str, tile: Tile) -> list[bytes | memoryview]:
     pixels = np.ascontiguousarray(tile.pixels)
     body = [pixels.data] if tile.valid is None else [pixels.data, np.ascontiguousarray(tile.valid).data]
-    shape = *pixels.shape, tile.valid is not None
+    shape = *pixels.shape, int(tile.valid is not None)
     checksum = zlib.crc32(repr((name, shape)).encode())
     for part in body:
         checksum = zlib.crc32(part, checksum)

@@ -2,7 +2,7 @@
 
 Colour jitter takes kornia's (and torchvision's) brightness, contrast and saturation; hue turns the chroma plane of
 ITU-R 601 instead of going through HSV, so that all four together are one affine map an image: on a CPU that is about
-twenty times faster than kornia's four calls, of which hue alone would take as long as a small encoder's training step.
+thirty times faster than kornia's four calls, of which hue alone would take as long as a small encoder's training step.
 Contrast pivots at black and never at a patch's own mean, in which patches of one image differ.
 
 Stain jitter is that of Tellez et al., "Whole-slide mitosis detection in H&E breast histology using PHH3 as a reference

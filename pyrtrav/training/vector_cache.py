@@ -13,7 +13,7 @@ read, hence not where all that is asked for is kept.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,11 +27,9 @@ from pyrtrav.pyramid.cache import TileCache
 from pyrtrav.sampling import Image
 from pyrtrav.selection import Bools, Floats, Ints
 from pyrtrav.training.augment import View
+from pyrtrav.traversal import Encode
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
-Encode = Callable[[Ints], tuple[Encoding, Bools]]
-"""Reads and encodes the fixations at some positions; says for each whether its image could be read."""
 
 
 class _Kept(NamedTuple):
@@ -44,7 +42,10 @@ class _Kept(NamedTuple):
 
 
 class VectorCache:
-    """Vectors and maps of one encoder, in memory, bounded in bytes; the least recently used make room."""
+    """Vectors and maps of one encoder, in memory, bounded in bytes; the least recently used make room.
+
+    ``traversal.memory = VectorCache(encoder)`` puts it to use.
+    """
 
     def __init__(self, encoder: Encoder, max_bytes: int = 1 << 30) -> None:
         """
