@@ -36,8 +36,9 @@ def train(
     """
     from pyrtrav.model_file import load_model
     from pyrtrav.training.data import load_dataset
+    from pyrtrav.training.log import EpochReport
     from pyrtrav.training.setup import plan_training
-    from pyrtrav.training.trainer import EpochReport, Trainer
+    from pyrtrav.training.trainer import Trainer
 
     dataset = load_dataset(data, seed=seed)
     for warning in dataset.warnings:

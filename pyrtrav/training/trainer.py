@@ -1,7 +1,7 @@
-"""Training: stages of epochs, a checkpoint after each, and the model file at the end.
+"""Training: stages of epochs, checkpoints, and the model file at the end.
 
-Every epoch's randomness comes from (seed, stage, epoch), so that a run resumed after any crash goes on as if nothing
-had happened.
+Whatever is random in a step comes from the seed and the step's place in the run, so that a run resumed after any crash
+goes on as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,72 +17,24 @@ import numpy as np
 import torch
 
 from pyrtrav.config import make_config
-from pyrtrav.errors import ConfigError, DatasetError, PyramidError
-from pyrtrav.files import append_line, make_folder, written_whole
+from pyrtrav.errors import ConfigError, DatasetError
+from pyrtrav.files import make_folder, remove_torn
 from pyrtrav.methods import Stage, find_method
 from pyrtrav.model_file import ModelCard, build_model, save_model
 from pyrtrav.predict import pick_device
 from pyrtrav.selection import Settings
-from pyrtrav.training.augment import random_view
 from pyrtrav.training.calibrate import budget_for, calibrate
-from pyrtrav.training.checkpoint import Position, load_checkpoint, save_checkpoint
-from pyrtrav.training.data import Dataset, Example
+from pyrtrav.training.checkpoint import Checkpoint
+from pyrtrav.training.data import Dataset
 from pyrtrav.training.evaluate import evaluate
 from pyrtrav.training.images import OpenImages
+from pyrtrav.training.log import EpochReport, RunLog
+from pyrtrav.training.options import NO_INFLUENCE, TrainingConfig
+from pyrtrav.training.progress import Progress
+from pyrtrav.training.step import Member, Stepper
 
 MAX_FAILED = 0.05
 """Share of training images that may be unreadable in an epoch."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How any method is trained."""
-
-    epochs: int | tuple[int, ...] = 100
-    """Epochs a stage; one value for all stages, or one each."""
-    batch_size: int = 16
-    """Images a step."""
-    lr: float = 2e-3
-    """Adam's step; drops to a fifth at 80 % and again at 90 % of all steps (the paper's schedule)."""
-    weight_decay: float = 0.0
-    """Decoupled (AdamW)."""
-    clip: float = 5.0
-    """Largest norm of the gradient."""
-    turn: bool = True
-    """Show images in any of their eight turns and mirrorings."""
-    jitter: float = 0.05
-    """Colour: gain and offset of each image vary by up to this fraction."""
-    validate_every: int = 5
-    """Epochs between validations; the last epoch of a stage is always validated."""
-    strict: bool = False
-    """Stop at the first unreadable image."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.lr <= 0:
-            raise ConfigError(f"lr must be above 0, got {self.lr}")
-        if min(self.epochs if isinstance(self.epochs, tuple) else (self.epochs,), default=0) < 1:
-            raise ConfigError(f"epochs must be 1 or more, got {self.epochs}")
-
-    def epochs_of(self, stages: int) -> tuple[int, ...]:
-        epochs = self.epochs if isinstance(self.epochs, tuple) else (self.epochs,) * stages
-        if len(epochs) != stages:
-            raise ConfigError(f"epochs has {len(epochs)} values for {stages} stages")
-        return epochs
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What one epoch did; a line of ``log.jsonl``."""
-
-    stage: str
-    epoch: int
-    epochs: int
-    metrics: dict[str, float]
-    seconds: float
-    warning: str | None = None
 
 
 class Trainer:
@@ -102,7 +53,8 @@ class Trainer:
         command: str | None = None,
     ) -> None:
         self.dataset, self.card, self.config, self.seed = dataset, card, config, seed
-        self.out = Path(out)
+        self.out, self.log = Path(out), RunLog(Path(out))
+        self.model_path = self.out / "model.safetensors"
         self.device = pick_device(device)
         self.on_epoch = on_epoch
         self.command = command
@@ -121,15 +73,13 @@ class Trainer:
             channels=card.chosen or card.channels,
             window=card.window,
         )
-        # What a checkpoint must agree with to be resumed.
-        self.identity = json.dumps(
-            {
-                "card": dataclasses.asdict(card),
-                "training": dataclasses.asdict(config),
-                "seed": seed,
-                "examples": [(e.path, e.label, e.split) for e in dataset.examples],
-            },
-            sort_keys=True,
+        self.at = Progress()
+        self.checkpoint = Checkpoint(
+            self.out / "checkpoint.safetensors",
+            self._identity(),
+            self.model,
+            self.optimizer,
+            [stage.objective for stage in self.stages],
         )
 
     def run(self, *, resume: bool = False) -> Path:
@@ -139,130 +89,101 @@ class Trainer:
             ConfigError: the folder holds another run, or nothing to resume.
             DatasetError: more than 5 % of the images cannot be read (or any, with ``strict``).
         """
-        make_folder(self.out)
-        checkpoint = self.out / "checkpoint.safetensors"
-        start = Position(0, 0)
-        if resume:
-            start = load_checkpoint(checkpoint, self.identity, self.model, self.optimizer, self._objectives)
-            self._trim_log(sum(self.epochs[: start.stage]) + start.epoch)
-        elif checkpoint.exists():
-            raise ConfigError(f"{self.out}: holds another run; go on with --resume, or choose another --out")
-        for number, stage in enumerate(self.stages):
-            for epoch in range(self.epochs[number]):
-                if (number, epoch) < (start.stage, start.epoch):
-                    continue
-                self._epoch(number, stage, epoch)
-                save_checkpoint(
-                    checkpoint,
-                    Position(number, epoch + 1),
-                    self.identity,
-                    self.model,
-                    self.optimizer,
-                    self._objectives,
-                )
-        path = self._finish()
+        self._begin(resume)
+        while self.at.stage < len(self.stages):
+            self._epoch()
+        self._finish()
         self.images.close()
-        return path
+        return self.model_path
+
+    def _begin(self, resume: bool) -> None:
+        make_folder(self.out)
+        if resume:
+            self.at, _ = self.checkpoint.load()
+        elif self.checkpoint.path.exists():
+            raise ConfigError(f"{self.out}: holds another run; go on with --resume, or choose another --out")
+        for path in (self.checkpoint.path, self.log.path, self.model_path):
+            remove_torn(path)
+        self.log.trim(self.at.done)
+        # From here on there is always something to resume.
+        self.checkpoint.save(self.at)
+
+    def _identity(self) -> str:
+        """What a checkpoint must agree with to be resumed."""
+        training = dataclasses.asdict(self.config)
+        return json.dumps(
+            {
+                "card": dataclasses.asdict(self.card),
+                "training": {name: value for name, value in training.items() if name not in NO_INFLUENCE},
+                "seed": self.seed,
+                "examples": [(e.path, e.label, e.split) for e in self.dataset.examples],
+            },
+            sort_keys=True,
+        )
+
+    # An epoch.
+
+    def _epoch(self) -> None:
+        """Take the steps of an epoch that are left, validate, report, save."""
+        at, config = self.at, self.config
+        stage, epochs = self.stages[at.stage], self.epochs[at.stage]
+        begun = time.perf_counter() - at.seconds
+        self._set_lr()
+        self.model.train()
+        stepper = Stepper(self.model, stage, self.optimizer, self.images, config)
+        for batch, progress in self._batches():
+            # What an encoder may draw besides, such as dropout, follows from the step alone too.
+            torch.manual_seed(int(np.random.SeedSequence([*self._place, at.step]).generate_state(1)[0]))
+            report = stepper.step(batch, (at.epoch + progress) / epochs)
+            at.count(report.totals, report.seen, report.failed)
+            at.seconds = time.perf_counter() - begun
+            if at.failed and config.strict:
+                break
+            if config.checkpoint_steps and at.step % config.checkpoint_steps == 0:
+                self.checkpoint.save(at)
+        warning = self._check_failed()
+        metrics = at.means()
+        last = at.epoch + 1 == epochs
+        if last or (at.epoch + 1) % config.validate_every == 0:
+            metrics |= self._validate(stage)
+        done = EpochReport(stage.name, at.epoch + 1, epochs, metrics, time.perf_counter() - begun, warning)
+        self.log.append(done)
+        if self.on_epoch is not None:
+            self.on_epoch(done)
+        at.end_epoch()
+        if last:
+            at.end_stage()
+        self.checkpoint.save(at)
 
     @property
-    def _objectives(self) -> list[torch.nn.Module]:
-        return [stage.objective for stage in self.stages]
+    def _place(self) -> tuple[int, int, int]:
+        return self.seed, self.at.stage, self.at.epoch
 
-    def _epoch(self, number: int, stage: Stage, epoch: int) -> None:
-        begun = time.perf_counter()
-        random = np.random.default_rng([self.seed, number, epoch])
-        generator = torch.Generator().manual_seed(int(random.integers(2**62)))
-        self._set_lr(number, epoch)
-        self.model.train()
-        examples = self.dataset.split("train")
-        order = random.permutation(len(examples))
-        totals: dict[str, float] = {}
-        seen, errors = 0, {}
-        batches = np.array_split(order, -(-len(order) // self.config.batch_size))
-        for step, batch in enumerate(batches):
-            progress = (epoch + step / len(batches)) / self.epochs[number]
-            metrics, failed, count = self._step(stage, [examples[i] for i in batch], random, generator, progress)
-            errors.update(failed)
-            if failed and self.config.strict:
-                break
-            for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + value * count
-            seen += count
-        warning = self._check_failed(errors, len(examples))
-        means = {name: value / max(seen, 1) for name, value in totals.items()}
-        last = epoch + 1 == self.epochs[number]
-        if (epoch + 1) % self.config.validate_every == 0 or last:
-            means |= self._validate(stage)
-        report = EpochReport(stage.name, epoch + 1, self.epochs[number], means, time.perf_counter() - begun, warning)
-        append_line(self.out / "log.jsonl", json.dumps(dataclasses.asdict(report)))
-        if self.on_epoch is not None:
-            self.on_epoch(report)
+    def _batches(self) -> Iterator[tuple[list[Member], float]]:
+        """The batches of an epoch that are not done, and how much of the epoch lies before each (0 to 1)."""
+        examples, place = self.dataset.split("train"), self._place
+        order = np.random.default_rng(place).permutation(len(examples)).tolist()
+        steps = -(-len(order) // self.config.batch_size)
+        for step, batch in enumerate(np.array_split(order, steps)):
+            if step >= self.at.step:
+                yield [Member(examples[i], (*place, i)) for i in batch.tolist()], step / steps
 
-    def _step(
-        self,
-        stage: Stage,
-        batch: Sequence[Example],
-        random: np.random.Generator,
-        generator: torch.Generator,
-        progress: float,
-    ) -> tuple[dict[str, float], dict[str, PyramidError], int]:
-        """One optimiser step; returns metrics, what could not be read, and how many images could."""
-        config = self.config
-        pyramids, errors = self.images.open_all([example.path for example in batch])
-        base = self.model.encoder.base_resolution
-        views: list[Any] = []
-        labels = []
-        for example, pyramid in zip(batch, pyramids, strict=True):
-            if pyramid is not None:
-                views.append(random_view(pyramid, base, random, turn=config.turn, jitter=config.jitter))
-                labels.append(example.label)
-        if not views:
-            return {}, errors, 0
-        loss, metrics, trace = stage.objective(self.model, views, torch.tensor(labels), generator, progress)
-        errors |= {
-            trace_image.path: error
-            for trace_image, error in zip(_repeat(views, trace.images), trace.errors, strict=True)
-            if error is not None
-        }
-        alive = int(trace.alive.sum()) * len(views) // max(trace.images, 1)
-        if alive == 0:
-            return {}, errors, 0
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        self.optimizer.step()
-        return metrics, errors, alive
-
-    def _set_lr(self, number: int, epoch: int) -> None:
-        done = (sum(self.epochs[:number]) + epoch) / sum(self.epochs)
+    def _set_lr(self) -> None:
+        done = (sum(self.epochs[: self.at.stage]) + self.at.epoch) / sum(self.epochs)
         factor = 0.04 if done >= 0.9 else 0.2 if done >= 0.8 else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
 
-    def _check_failed(self, errors: dict[str, PyramidError], count: int) -> str | None:
-        if not errors:
+    def _check_failed(self) -> str | None:
+        """Say what could not be read in the epoch, or stop where it is too much."""
+        failed, count = self.at.failed, len(self.dataset.split("train"))
+        if not failed:
             return None
-        first = next(iter(errors.values()))
-        named = f"{len(errors)} of {count} training images cannot be read, first: {first}"
-        if self.config.strict or len(errors) > MAX_FAILED * count:
+        first = next(iter(failed.values()))
+        named = f"{len(failed)} of {count} training images cannot be read, first: {first}"
+        if self.config.strict or len(failed) > MAX_FAILED * count:
             raise DatasetError(f"{named}; mend or remove them (at most {MAX_FAILED:.0%} may fail, none with strict)")
         return named
-
-    def _log(self) -> list[dict[str, Any]]:
-        lines = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        reports = []
-        for line in lines:
-            try:
-                reports.append(json.loads(line))
-            except ValueError:
-                break  # torn by a crash
-        return reports
-
-    def _trim_log(self, epochs: int) -> None:
-        """Drop the line of an epoch that was done but not saved: it is done again."""
-        kept = self._log()[:epochs]
-        with written_whole(self.out / "log.jsonl") as beside:
-            beside.write_text("".join(json.dumps(report) + "\n" for report in kept), encoding="utf-8")
 
     def _sampling(self, depth: int) -> Settings:
         share = getattr(self.method_config, "share_cells", True)
@@ -279,7 +200,9 @@ class Trainer:
             **({"val_failed": float(len(found.errors))} if found.errors else {}),
         }
 
-    def _finish(self) -> Path:
+    # The end.
+
+    def _finish(self) -> None:
         """Fit the default selection, and write the model with what it reached."""
         examples = self.dataset.split("val")
         summary: dict[str, Any] = {
@@ -287,7 +210,7 @@ class Trainer:
             "seed": self.seed,
             "training": dataclasses.asdict(self.config),
             "images": {name: len(self.dataset.split(name)) for name in ("train", "val", "test")},
-            "seconds": round(sum(report["seconds"] for report in self._log()), 1),
+            "seconds": round(sum(report["seconds"] for report in self.log.read()), 1),
         }
         settings = self._sampling(self.model.max_depth)
         if examples:
@@ -306,11 +229,4 @@ class Trainer:
             found_cells = evaluate(self.model, self.dataset.split("train")[:64], self.images, settings).mean_cells
             selection = {"select": "budget", "budget": budget_for(found_cells)}
         card = dataclasses.replace(self.card, selection=selection, training={**self.card.training, **summary})
-        path = self.out / "model.safetensors"
-        save_model(path, self.model, card)
-        return path
-
-
-def _repeat(views: Sequence[Any], images: int) -> list[Any]:
-    """The view of every image of a trace, which holds each in a run of samples."""
-    return [view for view in views for _ in range(images // len(views))]
+        save_model(self.model_path, self.model, card)

@@ -1,0 +1,112 @@
+"""One optimiser step. Everything random in it follows from the image and the step, not from what went before.
+
+So a step gives the same whoever takes it: a run that was resumed, or the process that holds this image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrtrav.errors import PyramidError
+from pyrtrav.methods import Model, Stage
+from pyrtrav.selection import Floats, Ints
+from pyrtrav.trace import Trace
+from pyrtrav.training.augment import random_view
+from pyrtrav.training.data import Example
+from pyrtrav.training.images import OpenImages
+from pyrtrav.training.options import TrainingConfig
+
+Key = tuple[int, ...]
+"""Names a place in a run, such as (seed, stage, epoch, image): the seed of what is random there."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image of a batch, and the key of its draws."""
+
+    example: Example
+    key: Key
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did."""
+
+    totals: dict[str, float]
+    """Each metric's sum over the images that could be read."""
+    seen: int
+    """How many those are."""
+    failed: dict[str, str]
+    """Those that could not, and why."""
+
+
+class ImageDraws:
+    """Uniforms for a traversal: each image, and each of its samples, has a generator of its own."""
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self.keys = list(keys)
+        self._generators: list[np.random.Generator] = []
+
+    def __call__(self, trace: Trace, parents: Ints, cell: Ints) -> Floats:
+        """Return uniforms on the edge axis; ``trace`` holds each image in a run of samples."""
+        if not self._generators:
+            samples = trace.images // len(self.keys)
+            self._generators = [np.random.default_rng([*key, 1 + i]) for key in self.keys for i in range(samples)]
+        image = trace.image[parents]
+        draws = np.empty(len(image))
+        for number in np.unique(image).tolist():
+            own = image == number
+            draws[own] = self._generators[number].random(int(own.sum()))
+        return draws
+
+
+class Stepper:
+    """Takes steps of one stage: from examples to moved weights."""
+
+    def __init__(
+        self, model: Model, stage: Stage, optimizer: torch.optim.Optimizer, images: OpenImages, config: TrainingConfig
+    ) -> None:
+        self.model, self.stage, self.optimizer = model, stage, optimizer
+        self.images, self.config = images, config
+
+    def step(self, batch: Sequence[Member], progress: float) -> StepReport:
+        """Move the weights once; ``progress`` (0 to 1) is the stage's. Nothing moves where no image can be read."""
+        views, labels, keys, failed = self._open(batch)
+        if not views:
+            return StepReport({}, 0, failed)
+        loss, metrics, trace = self.stage.objective(self.model, views, labels, ImageDraws(keys), progress)
+        samples = trace.images // len(views)
+        for number, error in enumerate(trace.errors):
+            if error is not None:
+                failed[views[number // samples].path] = str(error)
+        alive = int(trace.alive.sum()) // samples
+        if alive:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+            self.optimizer.step()
+        return StepReport({name: value * alive for name, value in metrics.items() if alive}, alive, failed)
+
+    def _open(self, batch: Sequence[Member]) -> tuple[list[Any], Tensor, list[Key], dict[str, str]]:
+        """Views of the images that can be opened, their labels and keys; and why the others cannot."""
+        pyramids, errors = self.images.open_all([member.example.path for member in batch])
+        base, config = self.model.encoder.base_resolution, self.config
+        views, labels, keys = [], [], []
+        for member, pyramid in zip(batch, pyramids, strict=True):
+            if pyramid is None:
+                continue
+            random = np.random.default_rng([*member.key, 0])
+            views.append(random_view(pyramid, base, random, turn=config.turn, jitter=config.jitter))
+            labels.append(member.example.label)
+            keys.append(member.key)
+        return views, torch.tensor(labels), keys, _messages(errors)
+
+
+def _messages(errors: dict[str, PyramidError]) -> dict[str, str]:
+    return {path: str(error) for path, error in errors.items()}
