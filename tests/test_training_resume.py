@@ -53,7 +53,8 @@ def train_until(data: Path, out: Path, more: list[str], resume: bool, call: str,
 def processes() -> ForkServerContext:
     """Real processes, which find torch loaded."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pyrtrav.training.trainer", "tests.test_training_resume"])
+    # What a training loads late takes seconds, and starts no threads.
+    context.set_forkserver_preload(["pyrtrav.training.trainer", "torch._dynamo", "pyrtrav.pyramid.kernels"])
     return context
 
 
