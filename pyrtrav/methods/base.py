@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyrtrav.encoders.base import Encoder
 from pyrtrav.geometry import Region
+from pyrtrav.methods.criterion import Criterion
 from pyrtrav.sampling import Image
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
@@ -57,6 +58,9 @@ class Model(nn.Module):
 
 class Objective(nn.Module):
     """What trains a model in one stage; its buffers travel in the checkpoint."""
+
+    criterion: Criterion = Criterion()
+    """How a belief is scored against its label; the trainer sets it from its options."""
 
     @abstractmethod
     def forward(

@@ -150,9 +150,10 @@ class CrossEntropy(Objective):
         trace = model.look(images, Settings(select="all"))
         alive = torch.from_numpy(np.flatnonzero(trace.alive)).to(trace.device)
         logits, target = model.believe(trace, 0)[alive], labels.to(trace.device)[alive]
-        loss = -log_likelihood(logits, target).mean()
+        loss = -self.criterion(logits, target).mean()
         correct = (logits.argmax(1) == target).double().mean()
-        return loss, {"loss": float(loss.detach()), "accuracy": float(correct)}, trace
+        plain = -float(log_likelihood(logits.detach(), target).mean())
+        return loss, {"loss": plain, "accuracy": float(correct)}, trace
 
 
 METHOD = Method(

@@ -300,7 +300,8 @@ class LearningRule(Objective):
         for z in self.levels:
             logits = model.believe(trace, z)
             reward = log_likelihood(logits, target)[alive]
-            level = reward.mean() + self._attention(trace, reward, alive, z, progress)
+            learned = self.criterion(logits, target)[alive]
+            level = learned.mean() + self._attention(trace, reward, alive, z, progress)
             objective = objective + self.config.level_weight(z, self.depth) * level
             name = "" if z == self.depth else f"_{z}"
             metrics[f"loss{name}"] = -float(reward.detach().mean())
@@ -325,7 +326,7 @@ class LearningRule(Objective):
             return torch.zeros((), device=target.device)
         index = torch.from_numpy(below).to(target.device)
         image = torch.from_numpy(trace.image[below]).to(target.device)
-        return log_likelihood(model.classify(trace.vector[index]), target[image]).mean()
+        return self.criterion(model.classify(trace.vector[index]), target[image]).mean()
 
     def _attention(self, trace: Trace, reward: Tensor, alive: Tensor, depth: int, progress: float) -> Tensor:
         """The second term of (1), and the regularisers (2) and (3), of a run that stops at ``depth``."""

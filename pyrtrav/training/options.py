@@ -11,6 +11,8 @@ Keep = Literal["last", "accuracy", "balanced_accuracy", "auroc", "f1", "calibrat
 
 LOWER_IS_BETTER = frozenset({"loss", "calibration_error"})
 
+ClassWeights = Literal["none", "balanced"] | tuple[float, ...]
+
 NO_INFLUENCE = frozenset({"checkpoint_steps", "tensorboard"})
 """Options that change no weight: a run may be resumed with others."""
 
@@ -35,6 +37,15 @@ class TrainingConfig:
     """Colour: gain and offset of each image vary by up to this fraction."""
     validate_every: int = 5
     """Epochs between validations; the last epoch of a stage is always validated."""
+    keep: Keep = "last"
+    """Which weights a stage ends with: the last, or those of the validation that was best by this metric."""
+    patience: int = 0
+    """Validations without a better one (by ``keep``; by loss for ``last``) after which a stage ends; 0 for never."""
+    label_smoothing: float = 0.0
+    """Share of each label's weight that goes to all classes alike."""
+    class_weights: ClassWeights = "none"
+    """``balanced``: every class counts alike; or numbers, one a class in the order of their names. Scaled to a mean
+    of 1 over the training images."""
     checkpoint_steps: int = 0
     """Steps between checkpoints within an epoch; 0 writes one after each epoch only."""
     strict: bool = False
@@ -44,7 +55,7 @@ class TrainingConfig:
         for name in ("batch_size", "validate_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("checkpoint_steps",):
+        for name in ("checkpoint_steps", "patience"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.lr <= 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,18 +21,21 @@ from pyrtrav.config import make_config
 from pyrtrav.errors import ConfigError, DatasetError
 from pyrtrav.files import make_folder, remove_torn
 from pyrtrav.methods import Stage, find_method
+from pyrtrav.methods.criterion import Criterion
 from pyrtrav.model_file import ModelCard, build_model, save_model
 from pyrtrav.predict import pick_device
 from pyrtrav.selection import Settings
+from pyrtrav.training.balance import class_weights
 from pyrtrav.training.calibrate import budget_for, calibrate
-from pyrtrav.training.checkpoint import Checkpoint
+from pyrtrav.training.checkpoint import Checkpoint, Weights
 from pyrtrav.training.data import Dataset
 from pyrtrav.training.evaluate import evaluate
 from pyrtrav.training.images import OpenImages
 from pyrtrav.training.log import EpochReport, RunLog
-from pyrtrav.training.options import NO_INFLUENCE, TrainingConfig
+from pyrtrav.training.options import LOWER_IS_BETTER, NO_INFLUENCE, TrainingConfig
 from pyrtrav.training.progress import Progress
 from pyrtrav.training.step import Member, Stepper
+from pyrtrav.training.validate import validate
 
 MAX_FAILED = 0.05
 """Share of training images that may be unreadable in an epoch."""
@@ -64,8 +68,13 @@ class Trainer:
         self.method_config = make_config(method.Config, card.config)
         self.stages: Sequence[Stage] = method.stages(self.method_config)
         self.epochs = config.epochs_of(len(self.stages))
+        if not dataset.split("val") and (config.keep != "last" or config.patience):
+            raise ConfigError("keep and patience judge by validation images, and there are none; give a split val")
+        labels = [example.label for example in dataset.split("train")]
+        weights = class_weights(config.class_weights, labels, dataset.classes)
         for stage in self.stages:
             stage.objective.to(self.device)
+            stage.objective.criterion = Criterion(config.label_smoothing, weights)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.images = OpenImages(
             dataset.classes,
@@ -74,6 +83,7 @@ class Trainer:
             window=card.window,
         )
         self.at = Progress()
+        self.best: Weights | None = None
         self.checkpoint = Checkpoint(
             self.out / "checkpoint.safetensors",
             self._identity(),
@@ -99,7 +109,7 @@ class Trainer:
     def _begin(self, resume: bool) -> None:
         make_folder(self.out)
         if resume:
-            self.at, _ = self.checkpoint.load()
+            self.at, self.best = self.checkpoint.load()
         elif self.checkpoint.path.exists():
             raise ConfigError(f"{self.out}: holds another run; go on with --resume, or choose another --out")
         for path in (self.checkpoint.path, self.log.path, self.model_path):
@@ -140,20 +150,28 @@ class Trainer:
             if at.failed and config.strict:
                 break
             if config.checkpoint_steps and at.step % config.checkpoint_steps == 0:
-                self.checkpoint.save(at)
+                self.checkpoint.save(at, self.best)
         warning = self._check_failed()
         metrics = at.means()
         last = at.epoch + 1 == epochs
-        if last or (at.epoch + 1) % config.validate_every == 0:
+        if self.dataset.split("val") and (last or (at.epoch + 1) % config.validate_every == 0):
             metrics |= self._validate(stage)
         done = EpochReport(stage.name, at.epoch + 1, epochs, metrics, time.perf_counter() - begun, warning)
         self.log.append(done)
         if self.on_epoch is not None:
             self.on_epoch(done)
         at.end_epoch()
-        if last:
-            at.end_stage()
-        self.checkpoint.save(at)
+        if last or 0 < config.patience <= at.waited:
+            self._end_stage(stage)
+        self.checkpoint.save(at, self.best)
+
+    def _end_stage(self, stage: Stage) -> None:
+        """Put the weights to keep in place; the next stage, or the end, goes on with them."""
+        kept = self.at.epoch
+        if self.best is not None:
+            self.model.load_state_dict(self.best)
+            kept, self.best = self.at.best_epoch, None
+        self.at.end_stage(stage.name, kept)
 
     @property
     def _place(self) -> tuple[int, int, int]:
@@ -190,15 +208,13 @@ class Trainer:
         return Settings(select="sample", depth=depth, share_cells=share, seed=self.seed)
 
     def _validate(self, stage: Stage) -> dict[str, float]:
-        examples = self.dataset.split("val")
-        if not examples:
-            return {}
-        found = evaluate(self.model, examples, self.images, self._sampling(stage.depth))
-        return {
-            "val_accuracy": found.accuracy,
-            "val_cells": found.mean_cells,
-            **({"val_failed": float(len(found.errors))} if found.errors else {}),
-        }
+        """Judge the weights on the validation images, and set them aside where they are the best so far."""
+        found = validate(self.model, self.dataset.split("val"), self.images, self._sampling(stage.depth))
+        name = "loss" if self.config.keep == "last" else self.config.keep
+        better = self.at.judge(found[f"val_{name}"], lower_is_better=name in LOWER_IS_BETTER)
+        if better and self.config.keep != "last":
+            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
 
     # The end.
 
