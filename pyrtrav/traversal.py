@@ -8,7 +8,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -142,11 +141,8 @@ class Traversal(nn.Module):
         return added, Encoding(vector, map_)
 
     def _encode(self, patches: Tensor) -> Encoding:
-        dtype = next(self.parameters()).dtype
-        mixed = torch.autocast("cuda", torch.bfloat16) if patches.is_cuda else nullcontext()
-        with mixed:
-            encoding: Encoding = self.encoder(patches.to(dtype).div_(255))
-        return Encoding(encoding.vector.to(dtype), encoding.map.to(dtype))
+        encoding: Encoding = self.encoder(patches)
+        return encoding
 
     def _read_ahead(
         self, trace: Trace, fixations: Fixations, sampler: PatchSampler, encode_batch: int

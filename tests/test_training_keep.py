@@ -112,9 +112,7 @@ def test_smoothing_and_weights_are_those_of_torch() -> None:
     weighted = functional.cross_entropy(logits, target, factors, reduction="none")
     torch.testing.assert_close(-Criterion(0.1)(logits, target), smooth)
     torch.testing.assert_close(-Criterion(0.0, weights)(logits, target), weighted)
-    torch.testing.assert_close(
-        -Criterion(0.1, weights)(logits, target), smooth * factors[target]
-    )
+    torch.testing.assert_close(-Criterion(0.1, weights)(logits, target), smooth * factors[target])
 
 
 def test_rewards_are_the_plain_log_likelihood() -> None:

@@ -94,14 +94,17 @@ class Fcn(Model):
         total, count = torch.zeros(self.encoder.vector_size, device=device), 0
         for top in range(0, side, rows):
             first, last = max(0, top - halo), min(side, top + rows + halo)
-            pixels = self._read(image, root, side, first, last).to(device).float().div_(255)
-            features = self.encoder.features(self.encoder.normalise(pixels))
+            pixels = self._read(image, root, side, first, last).to(device)
+            features = self.encoder.running(self._features, pixels, self.encoder.mean.dtype)
             start = (top - first) // stride
             stop = features.shape[2] if top + rows >= side else start + rows // stride
             kept = features[0, :, start:stop]
             total = total + kept.sum((1, 2))
             count += kept.shape[1] * kept.shape[2]
         return total / count
+
+    def _features(self, images: Tensor) -> Tensor:
+        return self.encoder.features(self.encoder.normalise(images))
 
     def _read(self, image: Image, root: Region, side: int, first: int, last: int) -> Tensor:
         scale = root.width / side

@@ -46,13 +46,19 @@ class TrainingConfig:
     class_weights: ClassWeights = "none"
     """``balanced``: every class counts alike; or numbers, one a class in the order of their names. Scaled to a mean
     of 1 over the training images."""
+    accumulate: int = 1
+    """Parts in which a step's images go through the model one after the other, to save memory."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the encoder; the rest is always float32. ``auto`` is bfloat16 on CUDA and float32 elsewhere."""
+    recompute: bool = False
+    """Compute the encoder's activations again for the backward pass instead of keeping them."""
     checkpoint_steps: int = 0
     """Steps between checkpoints within an epoch; 0 writes one after each epoch only."""
     strict: bool = False
     """Stop at the first unreadable image."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "validate_every"):
+        for name in ("batch_size", "validate_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("checkpoint_steps", "patience"):

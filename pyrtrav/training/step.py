@@ -45,6 +45,11 @@ class StepReport:
     failed: dict[str, str]
     """Those that could not, and why."""
 
+    def __add__(self, other: StepReport) -> StepReport:
+        names = {**self.totals, **other.totals}
+        totals = {name: self.totals.get(name, 0.0) + other.totals.get(name, 0.0) for name in names}
+        return StepReport(totals, self.seen + other.seen, {**self.failed, **other.failed})
+
 
 class ImageDraws:
     """Uniforms for a traversal: each image, and each of its samples, has a generator of its own."""
@@ -77,6 +82,20 @@ class Stepper:
 
     def step(self, batch: Sequence[Member], progress: float) -> StepReport:
         """Move the weights once; ``progress`` (0 to 1) is the stage's. Nothing moves where no image can be read."""
+        self.optimizer.zero_grad(set_to_none=True)
+        done = StepReport({}, 0, {})
+        for part in range(self.config.accumulate):
+            done += self._part(batch[part :: self.config.accumulate], progress)
+        if done.seen:
+            for weight in self.model.parameters():
+                if weight.grad is not None:
+                    weight.grad /= done.seen
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+            self.optimizer.step()
+        return done
+
+    def _part(self, batch: Sequence[Member], progress: float) -> StepReport:
+        """Add the gradients of a part of the batch, times its images."""
         views, labels, keys, failed = self._open(batch)
         if not views:
             return StepReport({}, 0, failed)
@@ -85,13 +104,11 @@ class Stepper:
         for number, error in enumerate(trace.errors):
             if error is not None:
                 failed[views[number // samples].path] = str(error)
-        alive = int(trace.alive.sum()) // samples
-        if alive:
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-            self.optimizer.step()
-        return StepReport({name: value * alive for name, value in metrics.items() if alive}, alive, failed)
+        seen = int(trace.alive.sum()) // samples
+        if seen == 0:
+            return StepReport({}, 0, failed)
+        (loss * seen).backward()
+        return StepReport({name: value * seen for name, value in metrics.items()}, seen, failed)
 
     def _open(self, batch: Sequence[Member]) -> tuple[list[Any], Tensor, list[Key], dict[str, str]]:
         """Views of the images that can be opened, their labels and keys; and why the others cannot."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from pyrtrav.config import make_config
+from pyrtrav.encoders.running import Running
 from pyrtrav.errors import ConfigError, DatasetError
 from pyrtrav.files import make_folder, remove_torn
 from pyrtrav.methods import Stage, find_method
@@ -67,6 +68,8 @@ class Trainer:
         method = find_method(card.method)
         self.method_config = make_config(method.Config, card.config)
         self.stages: Sequence[Stage] = method.stages(self.method_config)
+        bfloat16 = None if config.precision == "auto" else config.precision == "bfloat16"
+        self.model.encoder.running = Running(bfloat16, config.recompute)
         self.epochs = config.epochs_of(len(self.stages))
         if not dataset.split("val") and (config.keep != "last" or config.patience):
             raise ConfigError("keep and patience judge by validation images, and there are none; give a split val")
