@@ -13,7 +13,7 @@ FLOORS = [
     ["errors", "geometry", "cost", "files", "config", "tree"],
     ["pyramid"],
     ["explain", "explanation", "formats", "doctor"],
-    ["selection", "trace", "sampling"],
+    ["selection", "trace", "sampling", "ranks"],
     ["encoders", "policy_gradient"],
     ["traversal"],
     ["methods"],

@@ -73,7 +73,8 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Metrics, Trace]:
         """Return the loss to minimise, the batch's metrics and its trace; ``progress`` (0 to 1) is the stage's.
 
-        The trace holds each image ``samples`` times, in runs.
+        The trace holds each image ``samples`` times, in runs. Every mean in the loss is a `ranks.whole_mean`: then
+        the gradients of processes that share a batch add up to the batch's.
         """
 
 

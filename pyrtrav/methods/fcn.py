@@ -24,7 +24,7 @@ from pyrtrav.encoders.paper import FullyConnectedHead
 from pyrtrav.errors import ConfigError, PyramidError
 from pyrtrav.geometry import Region, halvings, root_region
 from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
-from pyrtrav.policy_gradient import log_likelihood
+from pyrtrav.policy_gradient import batch_mean, log_likelihood
 from pyrtrav.sampling import Image
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
@@ -153,7 +153,7 @@ class CrossEntropy(Objective):
         trace = model.look(images, Settings(select="all"))
         alive = torch.from_numpy(np.flatnonzero(trace.alive)).to(trace.device)
         logits, target = model.believe(trace, 0)[alive], labels.to(trace.device)[alive]
-        loss = -self.criterion(logits, target).mean()
+        loss = -batch_mean(self.criterion(logits, target))
         correct = (logits.argmax(1) == target).double().mean()
         plain = -float(log_likelihood(logits.detach(), target).mean())
         return loss, {"loss": plain, "accuracy": float(correct)}, trace

@@ -50,6 +50,7 @@ from pyrtrav.errors import ConfigError
 from pyrtrav.geometry import Grid
 from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
 from pyrtrav.policy_gradient import (
+    batch_mean,
     cost_penalty,
     diversity_penalty,
     log_likelihood,
@@ -59,6 +60,7 @@ from pyrtrav.policy_gradient import (
     probability_for,
     reinforce,
 )
+from pyrtrav.ranks import whole_mean
 from pyrtrav.sampling import Image
 from pyrtrav.selection import Ints, Settings
 from pyrtrav.trace import Trace
@@ -301,14 +303,14 @@ class LearningRule(Objective):
             logits = model.believe(trace, z)
             reward = log_likelihood(logits, target)[alive]
             learned = self.criterion(logits, target)[alive]
-            level = learned.mean() + self._attention(trace, reward, alive, z, progress)
+            level = batch_mean(learned) + self._attention(trace, reward, alive, z, progress)
             objective = objective + self.config.level_weight(z, self.depth) * level
             name = "" if z == self.depth else f"_{z}"
             metrics[f"loss{name}"] = -float(reward.detach().mean())
             metrics[f"accuracy{name}"] = float((logits.argmax(1) == target)[alive].double().mean())
         if self.config.lambda_v > 0:
             objective = objective + self.config.lambda_v * self._each_vector(model, trace, target)
-        metrics["cells"] = float(trace.cells_attended(self.depth)[trace.alive].mean())
+        metrics["cells"] = float(trace.cells_attended(self.depth)[trace.alive].sum() / max(len(alive), 1))
         return -objective, metrics, trace
 
     def cells_wanted(self, depth: int, progress: float) -> float:
@@ -322,19 +324,19 @@ class LearningRule(Objective):
     def _each_vector(self, model: TopDown, trace: Trace, target: Tensor) -> Tensor:
         """Mean log-likelihood of the labels given each attended cell alone: the encoder learns from every look."""
         below = np.flatnonzero((trace.depth > 0) & trace.alive[trace.image])
-        if len(below) == 0:
-            return torch.zeros((), device=target.device)
         index = torch.from_numpy(below).to(target.device)
         image = torch.from_numpy(trace.image[below]).to(target.device)
-        return self.criterion(model.classify(trace.vector[index]), target[image]).mean()
+        return batch_mean(self.criterion(model.classify(trace.vector[index]), target[image]))
 
     def _attention(self, trace: Trace, reward: Tensor, alive: Tensor, depth: int, progress: float) -> Tensor:
         """The second term of (1), and the regularisers (2) and (3), of a run that stops at ``depth``."""
-        if depth == 0 or len(trace.parent) == 0 or len(reward) == 0:
+        edges = torch.tensor(float(len(trace.parent) if len(reward) else 0))
+        # Asked of all processes, which take every mean together or not at all.
+        if depth == 0 or float(whole_mean(edges, 1)) == 0:
             return torch.zeros((), device=reward.device)
         config, baseline = self.config, float(self.baseline[depth])
         known = None if np.isnan(baseline) else baseline
-        used = float(reward.detach().mean()) if known is None else known
+        used = float(batch_mean(reward.detach())) if known is None else known
         self.baseline[depth] = next_baseline(known, reward)
         log_prob = trace.decision_log_prob(depth)[alive]
         cells = trace.expected_cells(depth, shared=config.share_cells)[alive]

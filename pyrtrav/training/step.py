@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyrtrav import ranks
 from pyrtrav.errors import PyramidError
 from pyrtrav.methods import Model, Stage
 from pyrtrav.selection import Floats, Ints
@@ -85,7 +87,9 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         done = StepReport({}, 0, {})
         for part in range(self.config.accumulate):
-            done += self._part(batch[part :: self.config.accumulate], progress)
+            mine = batch[part :: self.config.accumulate][ranks.rank() :: ranks.count()]
+            done += self._part(mine, progress)
+        ranks.add_gradients(self.model.parameters())
         if done.seen:
             for weight in self.model.parameters():
                 if weight.grad is not None:
@@ -95,20 +99,22 @@ class Stepper:
         return done
 
     def _part(self, batch: Sequence[Member], progress: float) -> StepReport:
-        """Add the gradients of a part of the batch, times its images."""
+        """Add the gradients of a part of the batch, times its images; ``batch`` is this process's share of it."""
         views, labels, keys, failed = self._open(batch)
-        if not views:
-            return StepReport({}, 0, failed)
+        if not all(ranks.gather(len(views))):
+            # A process that sees nothing could take no part in the others' means.
+            return _over_ranks(StepReport({}, 0, failed))
         loss, metrics, trace = self.stage.objective(self.model, views, labels, ImageDraws(keys), progress)
         samples = trace.images // len(views)
         for number, error in enumerate(trace.errors):
             if error is not None:
                 failed[views[number // samples].path] = str(error)
         seen = int(trace.alive.sum()) // samples
-        if seen == 0:
-            return StepReport({}, 0, failed)
-        (loss * seen).backward()
-        return StepReport({name: value * seen for name, value in metrics.items()}, seen, failed)
+        totals = {name: value * seen for name, value in metrics.items() if seen}
+        done = _over_ranks(StepReport(totals, seen, failed))
+        if done.seen and loss.requires_grad:
+            (loss * done.seen).backward()
+        return done
 
     def _open(self, batch: Sequence[Member]) -> tuple[list[Any], Tensor, list[Key], dict[str, str]]:
         """Views of the images that can be opened, their labels and keys; and why the others cannot."""
@@ -123,6 +129,12 @@ class Stepper:
             labels.append(member.example.label)
             keys.append(member.key)
         return views, torch.tensor(labels), keys, _messages(errors)
+
+
+def _over_ranks(own: StepReport) -> StepReport:
+    """The sum of what all processes did."""
+    reports = ranks.gather([own.totals, own.seen, own.failed])
+    return reduce(StepReport.__add__, (StepReport(*report) for report in reports))
 
 
 def _messages(errors: dict[str, PyramidError]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyrtrav import ranks
 from pyrtrav.config import make_config
 from pyrtrav.encoders.running import Running
 from pyrtrav.errors import ConfigError, DatasetError
@@ -60,7 +61,7 @@ class Trainer:
         self.dataset, self.card, self.config, self.seed = dataset, card, config, seed
         self.out, self.log = Path(out), RunLog(Path(out))
         self.model_path = self.out / "model.safetensors"
-        self.device = pick_device(device)
+        self.device = pick_device(ranks.own_device(device))
         self.on_epoch = on_epoch
         self.command = command
         torch.manual_seed(seed)
@@ -105,21 +106,31 @@ class Trainer:
         self._begin(resume)
         while self.at.stage < len(self.stages):
             self._epoch()
-        self._finish()
+        if ranks.rank() == 0:
+            self._finish()
+        ranks.gather("finished")
         self.images.close()
         return self.model_path
 
     def _begin(self, resume: bool) -> None:
         make_folder(self.out)
+        held = ranks.gather(self.checkpoint.path.exists())
         if resume:
             self.at, self.best = self.checkpoint.load()
-        elif self.checkpoint.path.exists():
+        elif any(held):
             raise ConfigError(f"{self.out}: holds another run; go on with --resume, or choose another --out")
+        ranks.gather("loaded")
+        if ranks.rank() > 0:
+            return
         for path in (self.checkpoint.path, self.log.path, self.model_path):
             remove_torn(path)
         self.log.trim(self.at.done)
         # From here on there is always something to resume.
-        self.checkpoint.save(self.at)
+        self._save()
+
+    def _save(self) -> None:
+        if ranks.rank() == 0:
+            self.checkpoint.save(self.at, self.best)
 
     def _identity(self) -> str:
         """What a checkpoint must agree with to be resumed."""
@@ -146,27 +157,28 @@ class Trainer:
         stepper = Stepper(self.model, stage, self.optimizer, self.images, config)
         for batch, progress in self._batches():
             # What an encoder may draw besides, such as dropout, follows from the step alone too.
-            torch.manual_seed(int(np.random.SeedSequence([*self._place, at.step]).generate_state(1)[0]))
+            torch.manual_seed(int(np.random.SeedSequence([*self._place, at.step, ranks.rank()]).generate_state(1)[0]))
             report = stepper.step(batch, (at.epoch + progress) / epochs)
             at.count(report.totals, report.seen, report.failed)
             at.seconds = time.perf_counter() - begun
             if at.failed and config.strict:
                 break
             if config.checkpoint_steps and at.step % config.checkpoint_steps == 0:
-                self.checkpoint.save(at, self.best)
+                self._save()
         warning = self._check_failed()
         metrics = at.means()
         last = at.epoch + 1 == epochs
         if self.dataset.split("val") and (last or (at.epoch + 1) % config.validate_every == 0):
             metrics |= self._validate(stage)
         done = EpochReport(stage.name, at.epoch + 1, epochs, metrics, time.perf_counter() - begun, warning)
-        self.log.append(done)
-        if self.on_epoch is not None:
-            self.on_epoch(done)
+        if ranks.rank() == 0:
+            self.log.append(done)
+            if self.on_epoch is not None:
+                self.on_epoch(done)
         at.end_epoch()
         if last or 0 < config.patience <= at.waited:
             self._end_stage(stage)
-        self.checkpoint.save(at, self.best)
+        self._save()
 
     def _end_stage(self, stage: Stage) -> None:
         """Put the weights to keep in place; the next stage, or the end, goes on with them."""
@@ -185,6 +197,11 @@ class Trainer:
         examples, place = self.dataset.split("train"), self._place
         order = np.random.default_rng(place).permutation(len(examples)).tolist()
         steps = -(-len(order) // self.config.batch_size)
+        if ranks.count() > 1 and len(order) // steps // self.config.accumulate < ranks.count():
+            raise ConfigError(
+                f"{ranks.count()} processes share each step's {len(order) // steps} images in {self.config.accumulate} "
+                "parts, which leaves some without any; raise batch_size or lower accumulate"
+            )
         for step, batch in enumerate(np.array_split(order, steps)):
             if step >= self.at.step:
                 yield [Member(examples[i], (*place, i)) for i in batch.tolist()], step / steps
@@ -212,7 +229,10 @@ class Trainer:
 
     def _validate(self, stage: Stage) -> dict[str, float]:
         """Judge the weights on the validation images, and set them aside where they are the best so far."""
-        found = validate(self.model, self.dataset.split("val"), self.images, self._sampling(stage.depth))
+        settings = self._sampling(stage.depth)
+        first = ranks.rank() == 0
+        own = validate(self.model, self.dataset.split("val"), self.images, settings) if first else {}
+        found: dict[str, float] = ranks.gather(own)[0]
         name = "loss" if self.config.keep == "last" else self.config.keep
         better = self.at.judge(found[f"val_{name}"], lower_is_better=name in LOWER_IS_BETTER)
         if better and self.config.keep != "last":
