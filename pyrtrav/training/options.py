@@ -54,6 +54,8 @@ class TrainingConfig:
     """Compute the encoder's activations again for the backward pass instead of keeping them."""
     checkpoint_steps: int = 0
     """Steps between checkpoints within an epoch; 0 writes one after each epoch only."""
+    tensorboard: bool = False
+    """Write the log for TensorBoard too (extra ``tensorboard``)."""
     strict: bool = False
     """Stop at the first unreadable image."""
 

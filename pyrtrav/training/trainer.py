@@ -6,13 +6,13 @@ goes on as if nothing had happened.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,20 +24,24 @@ from pyrtrav.errors import ConfigError, DatasetError
 from pyrtrav.files import make_folder, remove_torn
 from pyrtrav.methods import Stage, find_method
 from pyrtrav.methods.criterion import Criterion
-from pyrtrav.model_file import ModelCard, build_model, save_model
+from pyrtrav.model_file import ModelCard, build_model
 from pyrtrav.predict import pick_device
 from pyrtrav.selection import Settings
 from pyrtrav.training.balance import class_weights
-from pyrtrav.training.calibrate import budget_for, calibrate
 from pyrtrav.training.checkpoint import Checkpoint, Weights
 from pyrtrav.training.data import Dataset
-from pyrtrav.training.evaluate import evaluate
 from pyrtrav.training.images import OpenImages
 from pyrtrav.training.log import EpochReport, RunLog
 from pyrtrav.training.options import LOWER_IS_BETTER, NO_INFLUENCE, TrainingConfig
+from pyrtrav.training.outcome import fit_selection, write_outcome
 from pyrtrav.training.progress import Progress
 from pyrtrav.training.step import Member, Stepper
+from pyrtrav.training.tensorboard import TensorBoard
 from pyrtrav.training.validate import validate
+
+Listener = Callable[[EpochReport], None]
+
+WRITTEN = ("checkpoint.safetensors", "log.jsonl", "summary.json", "learning_curve.png", "model.safetensors")
 
 MAX_FAILED = 0.05
 """Share of training images that may be unreadable in an epoch."""
@@ -55,12 +59,11 @@ class Trainer:
         *,
         seed: int = 0,
         device: str = "auto",
-        on_epoch: Callable[[EpochReport], None] | None = None,
+        on_epoch: Listener | None = None,
         command: str | None = None,
     ) -> None:
         self.dataset, self.card, self.config, self.seed = dataset, card, config, seed
         self.out, self.log = Path(out), RunLog(Path(out))
-        self.model_path = self.out / "model.safetensors"
         self.device = pick_device(ranks.own_device(device))
         self.on_epoch = on_epoch
         self.command = command
@@ -88,6 +91,7 @@ class Trainer:
         )
         self.at = Progress()
         self.best: Weights | None = None
+        self._listeners: list[Listener] = []
         self.checkpoint = Checkpoint(
             self.out / "checkpoint.safetensors",
             self._identity(),
@@ -104,13 +108,15 @@ class Trainer:
             DatasetError: more than 5 % of the images cannot be read (or any, with ``strict``).
         """
         self._begin(resume)
-        while self.at.stage < len(self.stages):
-            self._epoch()
+        with contextlib.ExitStack() as stack:
+            self._listeners = self._listen(stack)
+            while self.at.stage < len(self.stages):
+                self._epoch()
         if ranks.rank() == 0:
             self._finish()
         ranks.gather("finished")
         self.images.close()
-        return self.model_path
+        return self.out / "model.safetensors"
 
     def _begin(self, resume: bool) -> None:
         make_folder(self.out)
@@ -122,11 +128,19 @@ class Trainer:
         ranks.gather("loaded")
         if ranks.rank() > 0:
             return
-        for path in (self.checkpoint.path, self.log.path, self.model_path):
-            remove_torn(path)
+        for name in WRITTEN:
+            remove_torn(self.out / name)
         self.log.trim(self.at.done)
         # From here on there is always something to resume.
         self._save()
+
+    def _listen(self, stack: contextlib.ExitStack) -> list[Listener]:
+        """Who is told of every epoch."""
+        listeners = [] if self.on_epoch is None else [self.on_epoch]
+        if self.config.tensorboard and ranks.rank() == 0:
+            board = TensorBoard(self.out / "tensorboard", self.at.done)
+            listeners.append(stack.enter_context(contextlib.closing(board)).add)
+        return listeners
 
     def _save(self) -> None:
         if ranks.rank() == 0:
@@ -173,8 +187,8 @@ class Trainer:
         done = EpochReport(stage.name, at.epoch + 1, epochs, metrics, time.perf_counter() - begun, warning)
         if ranks.rank() == 0:
             self.log.append(done)
-            if self.on_epoch is not None:
-                self.on_epoch(done)
+            for listener in self._listeners:
+                listener(done)
         at.end_epoch()
         if last or 0 < config.patience <= at.waited:
             self._end_stage(stage)
@@ -243,29 +257,13 @@ class Trainer:
 
     def _finish(self) -> None:
         """Fit the default selection, and write the model with what it reached."""
-        examples = self.dataset.split("val")
-        summary: dict[str, Any] = {
+        settings = self._sampling(self.model.max_depth)
+        selection, reached = fit_selection(self.model, self.dataset, self.images, settings)
+        training = {
             "command": self.command,
             "seed": self.seed,
             "training": dataclasses.asdict(self.config),
             "images": {name: len(self.dataset.split(name)) for name in ("train", "val", "test")},
-            "seconds": round(sum(report["seconds"] for report in self.log.read()), 1),
         }
-        settings = self._sampling(self.model.max_depth)
-        if examples:
-            found = calibrate(self.model, examples, self.images, settings)
-            selection = found.selection
-            summary["validation"] = {
-                "accuracy": round(found.stored.accuracy, 4),
-                "mean_cells": round(found.stored.mean_cells, 3),
-                "accuracy_sampled": round(found.sampled_accuracy, 4),
-                "mean_cells_sampled": round(found.sampled_cells, 3),
-            }
-        elif settings.depth == 0:
-            selection = {"select": "all"}
-        else:
-            # Nothing to fit thresholds on: the mean of what training attends, and the glance.
-            found_cells = evaluate(self.model, self.dataset.split("train")[:64], self.images, settings).mean_cells
-            selection = {"select": "budget", "budget": budget_for(found_cells)}
-        card = dataclasses.replace(self.card, selection=selection, training={**self.card.training, **summary})
-        save_model(self.model_path, self.model, card)
+        card = dataclasses.replace(self.card, selection=selection)
+        write_outcome(self.out, self.model, card, self.log, self.at, training, reached)
