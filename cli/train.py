@@ -72,7 +72,7 @@ def train(
         return
     trained = load_model(path).card
     reached = trained.training.get("validation", {})
-    note(f"log: {out / 'log.jsonl'}", quiet)
+    note(f"beside the model in {out}: summary.json, learning_curve.png, log.jsonl", quiet)
     if as_json:
         typer.echo(json.dumps({"model": str(path), "selection": trained.selection, "training": trained.training}))
         return

@@ -57,8 +57,8 @@ def test_the_curve_shows_the_figures() -> None:
     pixels = np.asarray(draw_learning_curve(reports, []))
     drawn = (pixels == COLOURS["training"]).all(2)
     rows = [int(np.flatnonzero(drawn[44:, x]).mean()) + 44 for x in (90, 730)]
-    # The scale goes from 0 at row 240 to 2.1 at row 44.
-    expected = [240 - (2 - share) / 2.1 * 196 for share in ((90 - 84) / 652, (730 - 84) / 652)]
+    # The scale goes from 0 at row 240 to 2 at row 44.
+    expected = [240 - (2 - share) / 2 * 196 for share in ((90 - 84) / 652, (730 - 84) / 652)]
     assert rows == pytest.approx(expected, abs=2)
 
 

@@ -87,21 +87,15 @@ def write_outcome(
     summary = {
         "schema": SUMMARY_SCHEMA,
         **short,
-        "data": {"classes": list(card.classes), "images": training["images"]},
-        "options": {
-            "method": card.config,
-            "encoder": dataclasses.asdict(card.encoder),
-            "training": training["training"],
-        },
-        "method": card.method,
+        "classes": list(card.classes),
+        "method": {"name": card.method, "options": card.config},
+        "encoder": dataclasses.asdict(card.encoder),
         "stages": [{name: value for name, value in end.items() if name != "place"} for end in ends],
         "best_epoch": ends[-1]["kept"],
         "metrics": ends[-1]["metrics"],
         "selection": card.selection,
         "versions": versions(),
     }
-    for repeated in ("images", "training"):
-        summary.pop(repeated)
     with written_whole(folder / "summary.json") as beside:
         beside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     save_learning_curve(folder / "learning_curve.png", reports, [end["place"] for end in ends])

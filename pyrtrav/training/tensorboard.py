@@ -22,9 +22,8 @@ class TensorBoard:
         try:
             module: Any = importlib.import_module("torch.utils.tensorboard")
         except ImportError as error:
-            raise ConfigError(
-                "tensorboard needs the extra `tensorboard`: pip install 'pyrtrav[tensorboard]'"
-            ) from error
+            install = "pip install 'pyrtrav[tensorboard]'"
+            raise ConfigError(f"tensorboard=true needs the extra `tensorboard`: {install}") from error
         self._writer = module.SummaryWriter(str(folder), purge_step=done + 1)
         self._done = done
 
