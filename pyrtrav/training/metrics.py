@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_auroc,
-    multiclass_calibration_error,
-    multiclass_f1_score,
-)
 
 CALIBRATION_BINS = 15
 
@@ -28,18 +24,22 @@ def classification_metrics(probabilities: NDArray[np.float64], labels: NDArray[n
         probabilities: (image, class), rows sum to 1.
         labels: (image), indices of classes.
     """
+    # Loading it takes seconds, which a training should not wait for before its first step.
+    metrics: Any = importlib.import_module("torchmetrics.functional.classification")
     believed, target = torch.from_numpy(probabilities), torch.from_numpy(labels)
     classes = probabilities.shape[1]
     present = np.unique(labels)
     with warnings.catch_warnings():
         # A class without images has no curve; said by NaN below.
         warnings.simplefilter("ignore")
-        each = multiclass_auroc(believed, target, classes, average=None)
+        each = metrics.multiclass_auroc(believed, target, classes, average=None)
         values = {
-            "accuracy": multiclass_accuracy(believed, target, classes, average="micro"),
-            "balanced_accuracy": multiclass_accuracy(believed, target, classes, average="macro"),
+            "accuracy": metrics.multiclass_accuracy(believed, target, classes, average="micro"),
+            "balanced_accuracy": metrics.multiclass_accuracy(believed, target, classes, average="macro"),
             "auroc": each.mean() if len(present) == classes else torch.tensor(torch.nan),
-            "f1": multiclass_f1_score(believed, target, classes, average="macro"),
-            "calibration_error": multiclass_calibration_error(believed, target, classes, n_bins=CALIBRATION_BINS),
+            "f1": metrics.multiclass_f1_score(believed, target, classes, average="macro"),
+            "calibration_error": metrics.multiclass_calibration_error(
+                believed, target, classes, n_bins=CALIBRATION_BINS
+            ),
         }
     return {name: float(value) for name, value in values.items()}
