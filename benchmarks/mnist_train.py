@@ -21,7 +21,8 @@ from pyrtrav.files import written_whole
 from pyrtrav.methods.topdown import LearningRule, TopDown, TopDownConfig
 from pyrtrav.sampling import ImageStack
 from pyrtrav.selection import Settings
-from pyrtrav.training.checkpoint import Position, load_checkpoint, save_checkpoint
+from pyrtrav.training.checkpoint import Checkpoint
+from pyrtrav.training.progress import Progress
 
 CLASSES = 10
 
@@ -113,12 +114,12 @@ class Run:
         Args:
             parent: weights to start from.
         """
-        checkpoint = self.folder / f"{self.job.name}.checkpoint.safetensors"
-        identity = repr((self.job, self.schedule))
         objectives = [self.rule] if self.rule is not None else []
+        path, identity = self.folder / f"{self.job.name}.checkpoint.safetensors", repr((self.job, self.schedule))
+        checkpoint = Checkpoint(path, identity, self.model, self.optimizer, objectives)
         first = 0
-        if checkpoint.exists():
-            first = load_checkpoint(checkpoint, identity, self.model, self.optimizer, objectives).epoch
+        if path.exists():
+            first = checkpoint.load()[0].epoch
         elif parent is not None:
             self.model.load_state_dict(safetensors.torch.load_file(parent), strict=True)
         seconds = 0.0
@@ -128,13 +129,13 @@ class Run:
             begun = time.perf_counter()
             metrics = self._epoch(epoch)
             seconds = time.perf_counter() - begun
-            save_checkpoint(checkpoint, Position(0, epoch + 1), identity, self.model, self.optimizer, objectives)
+            checkpoint.save(Progress(epoch=epoch + 1))
             print(f"{self.job.name}  {epoch + 1}/{self.schedule.epochs}  {metrics}  {seconds:.0f} s", flush=True)
         found = self.evaluate()
         weights = {name: value.cpu().contiguous() for name, value in self.model.state_dict().items()}
         with written_whole(self.folder / f"{self.job.name}.safetensors") as beside:
             safetensors.torch.save_file(weights, beside)
-        checkpoint.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         return asdict(self.job) | {"name": self.job.name, **found, "epoch_seconds": round(seconds, 1)}
 
     def _epoch(self, epoch: int) -> dict[str, float]:

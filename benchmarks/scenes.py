@@ -41,7 +41,7 @@ def run(asked: argparse.Namespace) -> None:
     from benchmarks.scenes_data import convert_all
     from benchmarks.scenes_job import plan_jobs, run_job
     from pyrtrav.files import append_line
-    from pyrtrav.training.trainer import EpochReport
+    from pyrtrav.training.log import EpochReport
 
     torch.set_num_threads(asked.threads)
     console = Console(stderr=True, highlight=False)

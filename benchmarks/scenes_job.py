@@ -26,8 +26,9 @@ from pyrtrav.predict import Outcome, Predictor
 from pyrtrav.pyramid.base import shared_cache
 from pyrtrav.training.data import load_dataset
 from pyrtrav.training.hints import Hints, load_hints
+from pyrtrav.training.log import EpochReport
 from pyrtrav.training.setup import plan_training
-from pyrtrav.training.trainer import EpochReport, Trainer
+from pyrtrav.training.trainer import Trainer
 
 Record = dict[str, Any]
 

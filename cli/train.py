@@ -41,42 +41,49 @@ def train(
 
     Example: pyrtrav train --data sample_data/tissue --set epochs=10
     """
+    from pyrtrav import ranks
     from pyrtrav.model_file import load_model
     from pyrtrav.training.data import load_dataset
     from pyrtrav.training.hints import Hints, load_hints
+    from pyrtrav.training.log import EpochReport
     from pyrtrav.training.setup import plan_training
-    from pyrtrav.training.trainer import EpochReport, Trainer
+    from pyrtrav.training.trainer import Trainer
 
     dataset = load_dataset(data, seed=seed)
-    for warning in dataset.warnings:
-        warn(warning)
-    card, training = plan_training(
-        dataset, method=method, encoder=encoder, config_file=config, assignments=set_ or (), purpose=purpose
-    )
-    hints = load_hints(regions, dataset) if regions is not None else Hints()
-    with progress(quiet) as bar:
-        task = bar.add_task("training", total=None)
-
-        def show(report: EpochReport) -> None:
-            bar.update(task, description=f"{report.stage}", completed=report.epoch, total=report.epochs)
-            if report.warning:
-                warn(report.warning)
-            figures = ", ".join(f"{name} {value:.3g}" for name, value in report.metrics.items())
-            if not quiet:
-                stderr.print(
-                    f"{report.stage}  epoch {report.epoch}/{report.epochs}  {figures}  {report.seconds:.1f} s",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-
-        command = shlex.join(["pyrtrav", *sys.argv[1:]])
-        trainer = Trainer(
-            dataset, card, training, out, seed=seed, device=device, on_epoch=show, command=command, hints=hints
+    with ranks.joined():
+        first = ranks.rank() == 0
+        quiet = quiet or not first
+        for warning in dataset.warnings if first else ():
+            warn(warning)
+        card, training = plan_training(
+            dataset, method=method, encoder=encoder, config_file=config, assignments=set_ or (), purpose=purpose
         )
-        path = trainer.run(resume=resume)
+        hints = load_hints(regions, dataset) if regions is not None else Hints()
+        with progress(quiet) as bar:
+            task = bar.add_task("training", total=None)
+
+            def show(report: EpochReport) -> None:
+                bar.update(task, description=f"{report.stage}", completed=report.epoch, total=report.epochs)
+                if report.warning:
+                    warn(report.warning)
+                figures = ", ".join(f"{name} {value:.3g}" for name, value in report.metrics.items())
+                if not quiet:
+                    stderr.print(
+                        f"{report.stage}  epoch {report.epoch}/{report.epochs}  {figures}  {report.seconds:.1f} s",
+                        highlight=False,
+                        soft_wrap=True,
+                    )
+
+            command = shlex.join(["pyrtrav", *sys.argv[1:]])
+            trainer = Trainer(
+                dataset, card, training, out, seed=seed, device=device, on_epoch=show, command=command, hints=hints
+            )
+            path = trainer.run(resume=resume)
+    if not first:
+        return
     trained = load_model(path).card
     reached = trained.training.get("validation", {})
-    note(f"log: {out / 'log.jsonl'}", quiet)
+    note(f"beside the model in {out}: summary.json, learning_curve.png, log.jsonl", quiet)
     if as_json:
         typer.echo(json.dumps({"model": str(path), "selection": trained.selection, "training": trained.training}))
         return

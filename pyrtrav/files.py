@@ -40,6 +40,13 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def remove_torn(path: str | os.PathLike[str]) -> None:
+    """Remove what processes that were killed left half written beside ``path``; none may be writing to it now."""
+    target = Path(path)
+    for torn in target.parent.glob(f".{target.name}.*"):
+        torn.unlink(missing_ok=True)
+
+
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """Make a folder and those above it where they are missing.
 

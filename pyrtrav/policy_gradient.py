@@ -1,14 +1,22 @@
 """Learning where to look, as pure functions of tensors.
 
 Source: "Image classification through top-down image pyramid traversal", equations (1) to (4), (12), (14), (15).
-All terms are written as quantities to be maximised, as in the paper.
+All terms are written as quantities to be maximised, as in the paper. Means are over the batch's images in all processes
+that train together.
 """
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pyrtrav.ranks import whole_mean
+
 BASELINE_DECAY = 0.9
+
+
+def batch_mean(values: Float[Tensor, " any"]) -> Float[Tensor, ""]:
+    """Return the mean of one value for each of something in the batch, such as images; 0 where there is none."""
+    return whole_mean(values.sum(), len(values))
 
 
 def reinforce(
@@ -18,12 +26,12 @@ def reinforce(
 
     The baseline must not depend on the image's own draws; then it changes the variance only.
     """
-    return ((reward.detach() - baseline) * log_prob).mean()
+    return batch_mean((reward.detach() - baseline) * log_prob)
 
 
 def next_baseline(baseline: float | None, reward: Float[Tensor, " image"]) -> float:
     """Return the moving average (12) after a batch; the first batch's mean starts it."""
-    mean = float(reward.detach().mean())
+    mean = float(batch_mean(reward.detach()))
     return mean if baseline is None else BASELINE_DECAY * baseline + (1 - BASELINE_DECAY) * mean
 
 
@@ -44,7 +52,7 @@ def others_mean(
 
 def cost_penalty(expected_cells: Float[Tensor, " image"], c_t: float) -> Float[Tensor, ""]:
     """Return R_t / lambda_t of (2): minus half the squared distance of the batch's mean expected cells to c_t."""
-    return -0.5 * (expected_cells.mean() - c_t) ** 2
+    return -0.5 * (batch_mean(expected_cells) - c_t) ** 2
 
 
 def diversity_penalty(mean_by_cell: Float[Tensor, " cell"], c_r: float) -> Float[Tensor, ""]:
@@ -54,10 +62,8 @@ def diversity_penalty(mean_by_cell: Float[Tensor, " cell"], c_r: float) -> Float
 
 def mean_entropy(logit: Float[Tensor, " edge"]) -> Float[Tensor, ""]:
     """Return the mean entropy of Bernoulli decisions, in nats (0 to log 2)."""
-    if len(logit) == 0:
-        return torch.zeros((), dtype=logit.dtype, device=logit.device)
     # -p log p - (1 - p) log(1 - p), by log(1 - p) = log p - logit.
-    return (torch.sigmoid(-logit) * logit - torch.nn.functional.logsigmoid(logit)).mean()
+    return batch_mean(torch.sigmoid(-logit) * logit - torch.nn.functional.logsigmoid(logit))
 
 
 def probability_for(c_t: float, cells: int, depth: int) -> float:

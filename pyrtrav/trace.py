@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyrtrav.errors import PyramidError
 from pyrtrav.geometry import Region
+from pyrtrav.ranks import whole_mean
 from pyrtrav.selection import Bools, Floats, Ints
 
 
@@ -213,8 +214,7 @@ class Trace:
         cell = self._tensor(self.cell[edges])
         total = torch.zeros(cells, dtype=self.logit.dtype, device=self.device)
         total = total.index_add(0, cell, torch.sigmoid(self.logit[self._tensor(edges)]))
-        count = torch.bincount(cell, minlength=cells).clamp(min=1)
-        return total / count
+        return whole_mean(total, torch.bincount(cell, minlength=cells))
 
     def best_probabilities(self, depth: int) -> Floats:
         """For every distinct cell that was a candidate at ``depth``: the largest probability that it was given."""

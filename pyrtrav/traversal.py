@@ -7,7 +7,6 @@ most ``encode_batch``; the next batch is read by a thread while this one is enco
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -194,10 +193,8 @@ class Traversal(nn.Module):
         return Encoding(torch.cat(vectors), torch.cat(maps)) if len(vectors) > 1 else encoding
 
     def _encode(self, patches: Tensor) -> Encoding:
-        mixed = torch.autocast("cuda", torch.bfloat16) if patches.is_cuda else nullcontext()
-        with mixed:
-            encoding: Encoding = self.encoder(patches)
-        return Encoding(encoding.vector.to(patches.dtype), encoding.map.to(patches.dtype))
+        encoding: Encoding = self.encoder(patches)
+        return encoding
 
     # Decide.
 

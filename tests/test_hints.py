@@ -28,8 +28,9 @@ from pyrtrav.training.augment import View
 from pyrtrav.training.data import Dataset, Example, load_dataset
 from pyrtrav.training.hints import Hint, Hints, check_method, load_hints
 from pyrtrav.training.images import OpenImages
+from pyrtrav.training.log import EpochReport
 from pyrtrav.training.setup import plan_training
-from pyrtrav.training.trainer import EpochReport, Trainer
+from pyrtrav.training.trainer import Trainer
 from tests.small import SmallEncoder
 
 NAMES = ("a.png", "b, c.tif", "d.ome.tif")

@@ -13,7 +13,7 @@ FLOORS = [
     ["errors", "geometry", "cost", "files", "config", "tree"],
     ["pyramid"],
     ["explain", "explanation", "formats", "doctor"],
-    ["selection", "trace", "colours", "sampling", "tiling"],
+    ["ranks", "selection", "trace", "colours", "sampling", "tiling"],
     ["encoders", "policy_gradient"],
     ["traversal"],
     ["methods"],

@@ -22,24 +22,15 @@ from pyrtrav.training.calibrate import calibrate, threshold_for
 from pyrtrav.training.data import Dataset, load_dataset
 from pyrtrav.training.evaluate import evaluate
 from pyrtrav.training.images import OpenImages
+from pyrtrav.training.log import EpochReport
 from pyrtrav.training.setup import plan_training, sort_options
-from pyrtrav.training.trainer import EpochReport, Trainer
-
-SMALL = ["base_resolution=16", "widths=[4,8]", "max_depth=1", "c_t=3", "batch_size=4", "epochs=3", "validate_every=2"]
+from pyrtrav.training.trainer import Trainer
+from tests.toy_images import SMALL, make_images
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve images of two classes that differ in brightness."""
-    root = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 4), ("val", 2)):
-        for label, shade in (("dark", 60), ("light", 190)):
-            (root / split / label).mkdir(parents=True)
-            for i in range(count):
-                pixels = random.integers(shade - 40, shade + 40, (40, 48, 3), np.uint8)
-                Image.fromarray(pixels).save(root / split / label / f"{i}.png")
-    return root
+    return make_images(tmp_path_factory.mktemp("images"))
 
 
 def make_trainer(folder: Path, out: Path, *more: str, seed: int = 0) -> Trainer:

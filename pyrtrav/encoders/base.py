@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from pyrtrav.encoders.running import Running
 from pyrtrav.errors import ConfigError
 
 
@@ -49,6 +50,8 @@ class Encoder(nn.Module, ABC):
     std: Tensor
     layers_only: ClassVar[bool] = True
     """Whether convolutions and fully connected layers are all that multiplies, so that counting those is enough."""
+    running: Running = Running()
+    """Precision and memory; training sets it."""
 
     def __init__(
         self,
@@ -73,8 +76,10 @@ class Encoder(nn.Module, ABC):
         if not bool((self.std > 0).all()):
             raise ConfigError(f"std must be above 0, got {std}")
 
-    def forward(self, patches: Float[Tensor, "fixation channels size size"]) -> Encoding:
-        """Encode patches in 0..1.
+    def forward(
+        self, patches: Float[Tensor, "fixation channels size size"] | UInt8[Tensor, "fixation channels size size"]
+    ) -> Encoding:
+        """Encode patches in 0..1, or bytes.
 
         Raises:
             ConfigError: patches of another size or number of channels.
@@ -86,7 +91,7 @@ class Encoder(nn.Module, ABC):
                 f"{type(self).__name__} takes patches of {self.channels} x {side} x {side} "
                 f"(channels, rows, columns), got {got} x {rows} x {columns}"
             )
-        return self.encode(self.normalise(patches))
+        return self.running(lambda images: self.encode(self.normalise(images)), patches, self.mean.dtype)
 
     def normalise(
         self, images: Float[Tensor, "image channels height width"]

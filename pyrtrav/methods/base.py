@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyrtrav.encoders.base import Encoder
 from pyrtrav.geometry import Region
+from pyrtrav.methods.criterion import Criterion
 from pyrtrav.sampling import Image
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
@@ -58,6 +59,9 @@ class Model(nn.Module):
 class Objective(nn.Module):
     """What trains a model in one stage; its buffers travel in the checkpoint."""
 
+    criterion: Criterion = Criterion()
+    """How a belief is scored against its label; the trainer sets it from its options."""
+
     @abstractmethod
     def forward(
         self,
@@ -69,7 +73,8 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Metrics, Trace]:
         """Return the loss to minimise, the batch's metrics and its trace; ``progress`` (0 to 1) is the stage's.
 
-        The trace holds each image ``samples`` times, in runs.
+        The trace holds each image ``samples`` times, in runs. Every mean in the loss is a `ranks.whole_mean`: then
+        the gradients of processes that share a batch add up to the batch's.
         """
 
 

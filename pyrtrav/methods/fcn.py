@@ -28,7 +28,7 @@ from pyrtrav.encoders.paper import FullyConnectedHead
 from pyrtrav.errors import ConfigError, PyramidError
 from pyrtrav.geometry import Region, halvings, root_region
 from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
-from pyrtrav.policy_gradient import log_likelihood
+from pyrtrav.policy_gradient import batch_mean, log_likelihood
 from pyrtrav.sampling import Image
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
@@ -114,6 +114,9 @@ class Fcn(Model):
                 total, count = total + part, count + size
         return total / count
 
+    def _features(self, images: Tensor) -> Tensor:
+        return self.encoder.features(self.encoder.normalise(images))
+
     def _span(self, start: int, step: int, side: int) -> Span:
         halo = -(-self.field // self.stride) * self.stride
         first, last = max(0, start - halo), min(side, start + step + halo)
@@ -133,7 +136,8 @@ class Fcn(Model):
             raise patches.errors[0]
         stored = torch.from_numpy(patches.pixels).permute(0, 3, 1, 2).to(device)
         pixels = Palette([image])(stored, np.zeros(1, np.int64), next(self.parameters()).dtype)
-        kept = self.encoder.features(self.encoder.normalise(pixels))[0, :, rows.kept, columns.kept]
+        features = self.encoder.running(self._features, pixels, pixels.dtype)
+        kept = features[0, :, rows.kept, columns.kept]
         return kept.sum((1, 2)), kept.shape[1] * kept.shape[2]
 
     def believe(self, trace: Trace, depth: int) -> Float[Tensor, "image label"]:
@@ -175,9 +179,10 @@ class CrossEntropy(Objective):
         trace = model.look(images, Settings(select="all"))
         alive = torch.from_numpy(np.flatnonzero(trace.alive)).to(trace.device)
         logits, target = model.believe(trace, 0)[alive], labels.to(trace.device)[alive]
-        loss = -log_likelihood(logits, target).mean()
+        loss = -batch_mean(self.criterion(logits, target))
         correct = (logits.argmax(1) == target).double().mean()
-        return loss, {"loss": float(loss.detach()), "accuracy": float(correct)}, trace
+        plain = -float(log_likelihood(logits.detach(), target).mean())
+        return loss, {"loss": plain, "accuracy": float(correct)}, trace
 
 
 METHOD = Method(

@@ -181,7 +181,7 @@ class Mil(Model):
             return tiles
         own = generator[number] if isinstance(generator, Sequence) else generator
         if callable(own):
-            raise ConfigError("method 'mil' draws tiles with a generator; it decides nothing cell by cell")
+            own = None  # that draws cells, of which there are none here: torch's own generator draws tiles
         drawn: torch.Tensor = torch.randperm(len(tiles.row), generator=own)[:most]
         return tiles.take(np.sort(drawn.numpy()))
 

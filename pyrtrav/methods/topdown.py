@@ -54,6 +54,7 @@ from pyrtrav.geometry import Grid
 from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
 from pyrtrav.methods.guidance import Boxes, attached_logit, guided_draws, guided_images, hint_likelihood, hints_of
 from pyrtrav.policy_gradient import (
+    batch_mean,
     cost_penalty,
     diversity_penalty,
     log_likelihood,
@@ -63,6 +64,7 @@ from pyrtrav.policy_gradient import (
     probability_for,
     reinforce,
 )
+from pyrtrav.ranks import count, whole_mean
 from pyrtrav.sampling import Image, Images, repeat_images
 from pyrtrav.selection import Bools, Ints, Settings
 from pyrtrav.trace import Trace
@@ -322,7 +324,8 @@ class LearningRule(Objective):
         for z in self.levels:
             logits = model.believe(trace, z)
             reward = log_likelihood(logits, target)
-            level = reward[alive].mean() + self._attention(trace, reward, own, z, progress)
+            learned = self.criterion(logits, target)[alive]
+            level = batch_mean(learned) + self._attention(trace, reward, own, z, progress)
             objective = objective + self.config.level_weight(z, self.depth) * level
             name = "" if z == self.depth else f"_{z}"
             metrics[f"loss{name}"] = -float(reward.detach()[index].mean())
@@ -332,9 +335,10 @@ class LearningRule(Objective):
         if self.depth and any(hints):
             logit = attached_logit(trace, model.location) if self.config.hint_encoder else trace.logit
             likelihood = hint_likelihood(trace, self.depth, hints, logit, self.config.hint_balance)
-            objective = objective + self.config.lambda_g * left * likelihood
+            # Each process has a mean of its own images.
+            objective = objective + self.config.lambda_g * left * likelihood / count()
             metrics["hint_loss"] = -float(likelihood.detach())
-        metrics["cells"] = float(trace.cells_attended(self.depth)[shown].mean())
+        metrics["cells"] = float(trace.cells_attended(self.depth)[shown].sum() / max(int(shown.sum()), 1))
         return -objective, metrics, trace
 
     def _look(self, model: TopDown, images: Images, generator: Generators, guide: float) -> tuple[Boxes, Bools, Trace]:
@@ -364,21 +368,21 @@ class LearningRule(Objective):
     def _each_vector(self, model: TopDown, trace: Trace, target: Tensor) -> Tensor:
         """Mean log-likelihood of the labels given each attended cell alone: the encoder learns from every look."""
         below = np.flatnonzero((trace.depth > 0) & trace.alive[trace.image])
-        if len(below) == 0:
-            return torch.zeros((), device=target.device)
         index = torch.from_numpy(below).to(target.device)
         image = torch.from_numpy(trace.image[below]).to(target.device)
-        return log_likelihood(model.classify(trace.vector[index]), target[image]).mean()
+        return batch_mean(self.criterion(model.classify(trace.vector[index]), target[image]))
 
     def _attention(self, trace: Trace, reward: Tensor, images: Bools, depth: int, progress: float) -> Tensor:
         """The second term of (1), and the regularisers (2) and (3), of some images' runs that stop at ``depth``."""
-        if depth == 0 or len(trace.parent) == 0 or not images.any():
+        edges = torch.tensor(float(len(trace.parent) if images.any() else 0))
+        # Asked of all processes, which take every mean together or not at all.
+        if depth == 0 or float(whole_mean(edges, 1)) == 0:
             return torch.zeros((), device=reward.device)
         own = torch.from_numpy(np.flatnonzero(images)).to(reward.device)
         reward = reward[own]
         config, baseline = self.config, float(self.baseline[depth])
         known = None if np.isnan(baseline) else baseline
-        used = float(reward.detach().mean()) if known is None else known
+        used = float(batch_mean(reward.detach())) if known is None else known
         self.baseline[depth] = next_baseline(known, reward)
         log_prob = trace.decision_log_prob(depth)[own]
         cells = trace.expected_cells(depth, shared=config.share_cells)[own]

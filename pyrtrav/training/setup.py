@@ -14,7 +14,7 @@ from pyrtrav.errors import ConfigError, nearest_name
 from pyrtrav.methods import find_method
 from pyrtrav.model_file import EncoderSpec, ModelCard
 from pyrtrav.training.data import Dataset
-from pyrtrav.training.trainer import TrainingConfig
+from pyrtrav.training.options import TrainingConfig
 
 SECTIONS = ("method", "training", "encoder")
 

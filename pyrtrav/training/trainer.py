@@ -1,95 +1,51 @@
-"""Training: stages of epochs, a checkpoint after each, and the model file at the end.
+"""Training: stages of epochs, checkpoints, and the model file at the end.
 
-Every epoch's randomness comes from (seed, stage, epoch), so that a run resumed after any crash goes on as if nothing
-had happened.
+Whatever is random in a step comes from the seed and the step's place in the run, so that a run resumed after any crash
+goes on as if nothing had happened.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from pyrtrav import ranks
 from pyrtrav.config import make_config
-from pyrtrav.errors import ConfigError, DatasetError, PyramidError
-from pyrtrav.files import append_line, make_folder, written_whole
+from pyrtrav.encoders.running import Running
+from pyrtrav.errors import ConfigError, DatasetError
+from pyrtrav.files import make_folder, remove_torn
 from pyrtrav.methods import Stage, find_method
-from pyrtrav.model_file import ModelCard, build_model, save_model
+from pyrtrav.methods.criterion import Criterion
+from pyrtrav.model_file import ModelCard, build_model
 from pyrtrav.predict import pick_device
 from pyrtrav.selection import Settings
-from pyrtrav.training.augment import random_view
-from pyrtrav.training.calibrate import budget_for, calibrate
-from pyrtrav.training.checkpoint import Position, load_checkpoint, save_checkpoint
-from pyrtrav.training.data import Dataset, Example
-from pyrtrav.training.evaluate import evaluate
+from pyrtrav.training.balance import class_weights
+from pyrtrav.training.checkpoint import Checkpoint, Weights
+from pyrtrav.training.data import Dataset
 from pyrtrav.training.hints import Hints, check_method
 from pyrtrav.training.images import OpenImages
+from pyrtrav.training.log import EpochReport, RunLog
+from pyrtrav.training.options import LOWER_IS_BETTER, NO_INFLUENCE, TrainingConfig
+from pyrtrav.training.outcome import fit_selection, write_outcome
+from pyrtrav.training.progress import Progress
+from pyrtrav.training.step import Member, Stepper
+from pyrtrav.training.tensorboard import TensorBoard
+from pyrtrav.training.validate import validate
+
+Listener = Callable[[EpochReport], None]
+
+WRITTEN = ("checkpoint.safetensors", "log.jsonl", "summary.json", "learning_curve.png", "model.safetensors")
 
 MAX_FAILED = 0.05
 """Share of training images that may be unreadable in an epoch."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How any method is trained."""
-
-    epochs: int | tuple[int, ...] = 100
-    """Epochs a stage; one value for all stages, or one each."""
-    batch_size: int = 16
-    """Images a step."""
-    lr: float = 2e-3
-    """Adam's step; drops to a fifth at 80 % and again at 90 % of all steps (the paper's schedule)."""
-    weight_decay: float = 0.0
-    """Decoupled (AdamW)."""
-    clip: float = 5.0
-    """Largest norm of the gradient."""
-    turn: bool = True
-    """Show images in any of their eight turns and mirrorings."""
-    jitter: float = 0.05
-    """Colour: brightness, contrast, saturation and hue of each image vary by up to this; 0 to below 1."""
-    validate_every: int = 5
-    """Epochs between validations; the last epoch of a stage is always validated."""
-    strict: bool = False
-    """Stop at the first unreadable image."""
-    hed: float = 0.0
-    """Stains: amounts of haematoxylin, eosin and DAB in each image vary by up to this; 0 to below 1."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("jitter", "hed"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        if self.lr <= 0:
-            raise ConfigError(f"lr must be above 0, got {self.lr}")
-        if min(self.epochs if isinstance(self.epochs, tuple) else (self.epochs,), default=0) < 1:
-            raise ConfigError(f"epochs must be 1 or more, got {self.epochs}")
-
-    def epochs_of(self, stages: int) -> tuple[int, ...]:
-        epochs = self.epochs if isinstance(self.epochs, tuple) else (self.epochs,) * stages
-        if len(epochs) != stages:
-            raise ConfigError(f"epochs has {len(epochs)} values for {stages} stages")
-        return epochs
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What one epoch did; a line of ``log.jsonl``."""
-
-    stage: str
-    epoch: int
-    epochs: int
-    metrics: dict[str, float]
-    seconds: float
-    warning: str | None = None
 
 
 class Trainer:
@@ -104,13 +60,13 @@ class Trainer:
         *,
         seed: int = 0,
         device: str = "auto",
-        on_epoch: Callable[[EpochReport], None] | None = None,
+        on_epoch: Listener | None = None,
         command: str | None = None,
         hints: Hints | None = None,
     ) -> None:
         self.dataset, self.card, self.config, self.seed = dataset, card, config, seed
-        self.out = Path(out)
-        self.device = pick_device(device)
+        self.out, self.log = Path(out), RunLog(Path(out))
+        self.device = pick_device(ranks.own_device(device))
         self.on_epoch = on_epoch
         self.command = command
         torch.manual_seed(seed)
@@ -120,9 +76,16 @@ class Trainer:
         check_method(method, self.hints)
         self.method_config = make_config(method.Config, card.config)
         self.stages: Sequence[Stage] = method.stages(self.method_config)
+        bfloat16 = None if config.precision == "auto" else config.precision == "bfloat16"
+        self.model.encoder.running = Running(bfloat16, config.recompute)
         self.epochs = config.epochs_of(len(self.stages))
+        if not dataset.split("val") and (config.keep != "last" or config.patience):
+            raise ConfigError("keep and patience judge by validation images, and there are none; give a split val")
+        labels = [example.label for example in dataset.split("train")]
+        weights = class_weights(config.class_weights, labels, dataset.classes)
         for stage in self.stages:
             stage.objective.to(self.device)
+            stage.objective.criterion = Criterion(config.label_smoothing, weights)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.images = OpenImages(
             dataset.classes,
@@ -130,16 +93,15 @@ class Trainer:
             channels=card.chosen or card.channels,
             window=card.window,
         )
-        # What a checkpoint must agree with to be resumed.
-        self.identity = json.dumps(
-            {
-                "card": dataclasses.asdict(card),
-                "training": dataclasses.asdict(config),
-                "seed": seed,
-                "examples": [(e.path, e.label, e.split) for e in dataset.examples],
-                "hints": self.hints.identity,
-            },
-            sort_keys=True,
+        self.at = Progress()
+        self.best: Weights | None = None
+        self._listeners: list[Listener] = []
+        self.checkpoint = Checkpoint(
+            self.out / "checkpoint.safetensors",
+            self._identity(),
+            self.model,
+            self.optimizer,
+            [stage.objective for stage in self.stages],
         )
 
     def run(self, *, resume: bool = False) -> Path:
@@ -149,185 +111,166 @@ class Trainer:
             ConfigError: the folder holds another run, or nothing to resume.
             DatasetError: more than 5 % of the images cannot be read (or any, with ``strict``).
         """
-        make_folder(self.out)
-        checkpoint = self.out / "checkpoint.safetensors"
-        start = Position(0, 0)
-        if resume:
-            start = load_checkpoint(checkpoint, self.identity, self.model, self.optimizer, self._objectives)
-            self._trim_log(sum(self.epochs[: start.stage]) + start.epoch)
-        elif checkpoint.exists():
-            raise ConfigError(f"{self.out}: holds another run; go on with --resume, or choose another --out")
-        for number, stage in enumerate(self.stages):
-            for epoch in range(self.epochs[number]):
-                if (number, epoch) < (start.stage, start.epoch):
-                    continue
-                self._epoch(number, stage, epoch)
-                save_checkpoint(
-                    checkpoint,
-                    Position(number, epoch + 1),
-                    self.identity,
-                    self.model,
-                    self.optimizer,
-                    self._objectives,
-                )
-        path = self._finish()
+        self._begin(resume)
+        with contextlib.ExitStack() as stack:
+            self._listeners = self._listen(stack)
+            while self.at.stage < len(self.stages):
+                self._epoch()
+        if ranks.rank() == 0:
+            self._finish()
+        ranks.gather("finished")
         self.images.close()
-        return path
+        return self.out / "model.safetensors"
+
+    def _begin(self, resume: bool) -> None:
+        make_folder(self.out)
+        held = ranks.gather(self.checkpoint.path.exists())
+        if resume:
+            self.at, self.best = self.checkpoint.load()
+        elif any(held):
+            raise ConfigError(f"{self.out}: holds another run; go on with --resume, or choose another --out")
+        ranks.gather("loaded")
+        if ranks.rank() > 0:
+            return
+        for name in WRITTEN:
+            remove_torn(self.out / name)
+        self.log.trim(self.at.done)
+        # From here on there is always something to resume.
+        self._save()
+
+    def _listen(self, stack: contextlib.ExitStack) -> list[Listener]:
+        """Who is told of every epoch."""
+        listeners = [] if self.on_epoch is None else [self.on_epoch]
+        if self.config.tensorboard and ranks.rank() == 0:
+            board = TensorBoard(self.out / "tensorboard", self.at.done)
+            listeners.append(stack.enter_context(contextlib.closing(board)).add)
+        return listeners
+
+    def _save(self) -> None:
+        if ranks.rank() == 0:
+            self.checkpoint.save(self.at, self.best)
+
+    def _identity(self) -> str:
+        """What a checkpoint must agree with to be resumed."""
+        training = dataclasses.asdict(self.config)
+        return json.dumps(
+            {
+                "card": dataclasses.asdict(self.card),
+                "training": {name: value for name, value in training.items() if name not in NO_INFLUENCE},
+                "seed": self.seed,
+                "examples": [(e.path, e.label, e.split) for e in self.dataset.examples],
+                "hints": self.hints.identity,
+            },
+            sort_keys=True,
+        )
+
+    # An epoch.
+
+    def _epoch(self) -> None:
+        """Take the steps of an epoch that are left, validate, report, save."""
+        at, config = self.at, self.config
+        stage, epochs = self.stages[at.stage], self.epochs[at.stage]
+        begun = time.perf_counter() - at.seconds
+        self._set_lr()
+        self.model.train()
+        stepper = Stepper(self.model, stage, self.optimizer, self.images, config, self.hints)
+        for batch, progress in self._batches():
+            # What an encoder may draw besides, such as dropout, follows from the step alone too.
+            torch.manual_seed(int(np.random.SeedSequence([*self._place, at.step, ranks.rank()]).generate_state(1)[0]))
+            report = stepper.step(batch, (at.epoch + progress) / epochs)
+            at.count(report.totals, report.seen, report.failed)
+            at.seconds = time.perf_counter() - begun
+            if at.failed and config.strict:
+                break
+            if config.checkpoint_steps and at.step % config.checkpoint_steps == 0:
+                self._save()
+        warnings = [self._check_failed(), *self.hints.new_warnings()]
+        warning = "\n".join(text for text in warnings if text) or None
+        metrics = at.means()
+        last = at.epoch + 1 == epochs
+        if self.dataset.split("val") and (last or (at.epoch + 1) % config.validate_every == 0):
+            metrics |= self._validate(stage)
+        done = EpochReport(stage.name, at.epoch + 1, epochs, metrics, time.perf_counter() - begun, warning)
+        if ranks.rank() == 0:
+            self.log.append(done)
+            for listener in self._listeners:
+                listener(done)
+        at.end_epoch()
+        if last or 0 < config.patience <= at.waited:
+            self._end_stage(stage)
+        self._save()
+
+    def _end_stage(self, stage: Stage) -> None:
+        """Put the weights to keep in place; the next stage, or the end, goes on with them."""
+        kept = self.at.epoch
+        if self.best is not None:
+            self.model.load_state_dict(self.best)
+            kept, self.best = self.at.best_epoch, None
+        self.at.end_stage(stage.name, kept)
 
     @property
-    def _objectives(self) -> list[torch.nn.Module]:
-        return [stage.objective for stage in self.stages]
+    def _place(self) -> tuple[int, int, int]:
+        return self.seed, self.at.stage, self.at.epoch
 
-    def _epoch(self, number: int, stage: Stage, epoch: int) -> None:
-        begun = time.perf_counter()
-        random = np.random.default_rng([self.seed, number, epoch])
-        generator = torch.Generator().manual_seed(int(random.integers(2**62)))
-        self._set_lr(number, epoch)
-        self.model.train()
-        examples = self.dataset.split("train")
-        order = random.permutation(len(examples))
-        totals: dict[str, float] = {}
-        seen, errors = 0, {}
-        batches = np.array_split(order, -(-len(order) // self.config.batch_size))
-        for step, batch in enumerate(batches):
-            progress = (epoch + step / len(batches)) / self.epochs[number]
-            metrics, failed, count = self._step(stage, [examples[i] for i in batch], random, generator, progress)
-            errors.update(failed)
-            if failed and self.config.strict:
-                break
-            for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + value * count
-            seen += count
-        warnings = [self._check_failed(errors, len(examples)), *self.hints.new_warnings()]
-        warning = "\n".join(text for text in warnings if text) or None
-        means = {name: value / max(seen, 1) for name, value in totals.items()}
-        last = epoch + 1 == self.epochs[number]
-        if (epoch + 1) % self.config.validate_every == 0 or last:
-            means |= self._validate(stage)
-        report = EpochReport(stage.name, epoch + 1, self.epochs[number], means, time.perf_counter() - begun, warning)
-        append_line(self.out / "log.jsonl", json.dumps(dataclasses.asdict(report)))
-        if self.on_epoch is not None:
-            self.on_epoch(report)
+    def _batches(self) -> Iterator[tuple[list[Member], float]]:
+        """The batches of an epoch that are not done, and how much of the epoch lies before each (0 to 1)."""
+        examples, place = self.dataset.split("train"), self._place
+        order = np.random.default_rng(place).permutation(len(examples)).tolist()
+        steps = -(-len(order) // self.config.batch_size)
+        if ranks.count() > 1 and len(order) // steps // self.config.accumulate < ranks.count():
+            raise ConfigError(
+                f"{ranks.count()} processes share each step's {len(order) // steps} images in {self.config.accumulate} "
+                "parts, which leaves some without any; raise batch_size or lower accumulate"
+            )
+        for step, batch in enumerate(np.array_split(order, steps)):
+            if step >= self.at.step:
+                yield [Member(examples[i], (*place, i)) for i in batch.tolist()], step / steps
 
-    def _step(
-        self,
-        stage: Stage,
-        batch: Sequence[Example],
-        random: np.random.Generator,
-        generator: torch.Generator,
-        progress: float,
-    ) -> tuple[dict[str, float], dict[str, PyramidError], int]:
-        """One optimiser step; returns metrics, what could not be read, and how many images could."""
-        config = self.config
-        pyramids, errors = self.images.open_all([example.path for example in batch])
-        base = self.model.encoder.base_resolution
-        views: list[Any] = []
-        labels = []
-        for example, pyramid in zip(batch, pyramids, strict=True):
-            if pyramid is not None:
-                hints = self.hints.of(example.path, pyramid)
-                views.append(
-                    random_view(
-                        pyramid, base, random, turn=config.turn, jitter=config.jitter, hed=config.hed, hints=hints
-                    )
-                )
-                labels.append(example.label)
-        if not views:
-            return {}, errors, 0
-        loss, metrics, trace = stage.objective(self.model, views, torch.tensor(labels), generator, progress)
-        errors |= {
-            trace_image.path: error
-            for trace_image, error in zip(_repeat(views, trace.images), trace.errors, strict=True)
-            if error is not None
-        }
-        alive = int(trace.alive.sum()) * len(views) // max(trace.images, 1)
-        if alive == 0:
-            return {}, errors, 0
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        self.optimizer.step()
-        return metrics, errors, alive
-
-    def _set_lr(self, number: int, epoch: int) -> None:
-        done = (sum(self.epochs[:number]) + epoch) / sum(self.epochs)
+    def _set_lr(self) -> None:
+        done = (sum(self.epochs[: self.at.stage]) + self.at.epoch) / sum(self.epochs)
         factor = 0.04 if done >= 0.9 else 0.2 if done >= 0.8 else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
 
-    def _check_failed(self, errors: dict[str, PyramidError], count: int) -> str | None:
-        if not errors:
+    def _check_failed(self) -> str | None:
+        """Say what could not be read in the epoch, or stop where it is too much."""
+        failed, count = self.at.failed, len(self.dataset.split("train"))
+        if not failed:
             return None
-        first = next(iter(errors.values()))
-        named = f"{len(errors)} of {count} training images cannot be read, first: {first}"
-        if self.config.strict or len(errors) > MAX_FAILED * count:
+        first = next(iter(failed.values()))
+        named = f"{len(failed)} of {count} training images cannot be read, first: {first}"
+        if self.config.strict or len(failed) > MAX_FAILED * count:
             raise DatasetError(f"{named}; mend or remove them (at most {MAX_FAILED:.0%} may fail, none with strict)")
         return named
-
-    def _log(self) -> list[dict[str, Any]]:
-        lines = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        reports = []
-        for line in lines:
-            try:
-                reports.append(json.loads(line))
-            except ValueError:
-                break  # torn by a crash
-        return reports
-
-    def _trim_log(self, epochs: int) -> None:
-        """Drop the line of an epoch that was done but not saved: it is done again."""
-        kept = self._log()[:epochs]
-        with written_whole(self.out / "log.jsonl") as beside:
-            beside.write_text("".join(json.dumps(report) + "\n" for report in kept), encoding="utf-8")
 
     def _sampling(self, depth: int) -> Settings:
         share = getattr(self.method_config, "share_cells", True)
         return Settings(select="sample", depth=depth, share_cells=share, seed=self.seed)
 
     def _validate(self, stage: Stage) -> dict[str, float]:
-        examples = self.dataset.split("val")
-        if not examples:
-            return {}
-        found = evaluate(self.model, examples, self.images, self._sampling(stage.depth))
-        return {
-            "val_accuracy": found.accuracy,
-            "val_cells": found.mean_cells,
-            **({"val_failed": float(len(found.errors))} if found.errors else {}),
-        }
+        """Judge the weights on the validation images, and set them aside where they are the best so far."""
+        settings = self._sampling(stage.depth)
+        first = ranks.rank() == 0
+        own = validate(self.model, self.dataset.split("val"), self.images, settings) if first else {}
+        found: dict[str, float] = ranks.gather(own)[0]
+        name = "loss" if self.config.keep == "last" else self.config.keep
+        better = self.at.judge(found[f"val_{name}"], lower_is_better=name in LOWER_IS_BETTER)
+        if better and self.config.keep != "last":
+            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
 
-    def _finish(self) -> Path:
+    # The end.
+
+    def _finish(self) -> None:
         """Fit the default selection, and write the model with what it reached."""
-        examples = self.dataset.split("val")
-        summary: dict[str, Any] = {
+        settings = self._sampling(self.model.max_depth)
+        selection, reached = fit_selection(self.model, self.dataset, self.images, settings)
+        training = {
             "command": self.command,
             "seed": self.seed,
             "training": dataclasses.asdict(self.config),
             "images": {name: len(self.dataset.split(name)) for name in ("train", "val", "test")},
             "split": self.dataset.rule,
-            "seconds": round(sum(report["seconds"] for report in self._log()), 1),
         }
-        settings = self._sampling(self.model.max_depth)
-        if examples:
-            found = calibrate(self.model, examples, self.images, settings)
-            selection = found.selection
-            summary["validation"] = {
-                "accuracy": round(found.stored.accuracy, 4),
-                "mean_cells": round(found.stored.mean_cells, 3),
-                "accuracy_sampled": round(found.sampled_accuracy, 4),
-                "mean_cells_sampled": round(found.sampled_cells, 3),
-            }
-        elif settings.depth == 0:
-            selection = {"select": "all"}
-        else:
-            # Nothing to fit thresholds on: the mean of what training attends, and the glance.
-            found_cells = evaluate(self.model, self.dataset.split("train")[:64], self.images, settings).mean_cells
-            selection = {"select": "budget", "budget": budget_for(found_cells)}
-        card = dataclasses.replace(self.card, selection=selection, training={**self.card.training, **summary})
-        path = self.out / "model.safetensors"
-        save_model(path, self.model, card)
-        return path
-
-
-def _repeat(views: Sequence[Any], images: int) -> list[Any]:
-    """The view of every image of a trace, which holds each in a run of samples."""
-    return [view for view in views for _ in range(images // len(views))]
+        card = dataclasses.replace(self.card, selection=selection)
+        write_outcome(self.out, self.model, card, self.log, self.at, training, reached)

@@ -1,0 +1,84 @@
+"""How any method is trained: the options of ``--set`` and of a TOML file's table ``training``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pyrtrav.errors import ConfigError
+
+Keep = Literal["last", "accuracy", "balanced_accuracy", "auroc", "f1", "calibration_error", "loss"]
+
+LOWER_IS_BETTER = frozenset({"loss", "calibration_error"})
+
+ClassWeights = Literal["none", "balanced"] | tuple[float, ...]
+
+NO_INFLUENCE = frozenset({"checkpoint_steps", "tensorboard"})
+"""Options that change no weight: a run may be resumed with others."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How any method is trained."""
+
+    epochs: int | tuple[int, ...] = 100
+    """Epochs a stage; one value for all stages, or one each."""
+    batch_size: int = 16
+    """Images a step."""
+    lr: float = 2e-3
+    """Adam's step; drops to a fifth at 80 % and again at 90 % of all steps (the paper's schedule)."""
+    weight_decay: float = 0.0
+    """Decoupled (AdamW)."""
+    clip: float = 5.0
+    """Largest norm of the gradient."""
+    turn: bool = True
+    """Show images in any of their eight turns and mirrorings."""
+    jitter: float = 0.05
+    """Colour: brightness, contrast, saturation and hue of each image vary by up to this; 0 to below 1."""
+    hed: float = 0.0
+    """Stains: amounts of haematoxylin, eosin and DAB in each image vary by up to this; 0 to below 1."""
+    validate_every: int = 5
+    """Epochs between validations; the last epoch of a stage is always validated."""
+    keep: Keep = "last"
+    """Which weights a stage ends with: the last, or those of the validation that was best by this metric."""
+    patience: int = 0
+    """Validations without a better one (by ``keep``; by loss for ``last``) after which a stage ends; 0 for never."""
+    label_smoothing: float = 0.0
+    """Share of each label's weight that goes to all classes alike."""
+    class_weights: ClassWeights = "none"
+    """``balanced``: every class counts alike; or numbers, one a class in the order of their names. Scaled to a mean
+    of 1 over the training images."""
+    accumulate: int = 1
+    """Parts in which a step's images go through the model one after the other, to save memory."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the encoder; the rest is always float32. ``auto`` is bfloat16 on CUDA and float32 elsewhere."""
+    recompute: bool = False
+    """Compute the encoder's activations again for the backward pass instead of keeping them."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints within an epoch; 0 writes one after each epoch only."""
+    tensorboard: bool = False
+    """Write the log for TensorBoard too (extra ``tensorboard``)."""
+    strict: bool = False
+    """Stop at the first unreadable image."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "validate_every", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("checkpoint_steps", "patience"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("jitter", "hed"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if self.lr <= 0:
+            raise ConfigError(f"lr must be above 0, got {self.lr}")
+        if min(self.epochs if isinstance(self.epochs, tuple) else (self.epochs,), default=0) < 1:
+            raise ConfigError(f"epochs must be 1 or more, got {self.epochs}")
+
+    def epochs_of(self, stages: int) -> tuple[int, ...]:
+        """Epochs of each stage."""
+        epochs = self.epochs if isinstance(self.epochs, tuple) else (self.epochs,) * stages
+        if len(epochs) != stages:
+            raise ConfigError(f"epochs has {len(epochs)} values for {stages} stages")
+        return epochs

@@ -1,0 +1,151 @@
+"""One optimiser step. Everything random in it follows from the image and the step, not from what went before.
+
+So a step gives the same whoever takes it: a run that was resumed, or the process that holds this image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrtrav import ranks
+from pyrtrav.errors import PyramidError
+from pyrtrav.methods import Model, Stage
+from pyrtrav.selection import Floats, Ints
+from pyrtrav.trace import Trace
+from pyrtrav.training.augment import random_view
+from pyrtrav.training.data import Example
+from pyrtrav.training.hints import Hints
+from pyrtrav.training.images import OpenImages
+from pyrtrav.training.options import TrainingConfig
+
+Key = tuple[int, ...]
+"""Names a place in a run, such as (seed, stage, epoch, image): the seed of what is random there."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image of a batch, and the key of its draws."""
+
+    example: Example
+    key: Key
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did."""
+
+    totals: dict[str, float]
+    """Each metric's sum over the images that could be read."""
+    seen: int
+    """How many those are."""
+    failed: dict[str, str]
+    """Those that could not, and why."""
+
+    def __add__(self, other: StepReport) -> StepReport:
+        names = {**self.totals, **other.totals}
+        totals = {name: self.totals.get(name, 0.0) + other.totals.get(name, 0.0) for name in names}
+        return StepReport(totals, self.seen + other.seen, {**self.failed, **other.failed})
+
+
+class ImageDraws:
+    """Uniforms for a traversal: each image, and each of its samples, has a generator of its own."""
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self.keys = list(keys)
+        self._generators: list[np.random.Generator] = []
+
+    def __call__(self, trace: Trace, parents: Ints, cell: Ints) -> Floats:
+        """Return uniforms on the edge axis; ``trace`` holds each image in a run of samples."""
+        if not self._generators:
+            samples = trace.images // len(self.keys)
+            self._generators = [np.random.default_rng([*key, 1 + i]) for key in self.keys for i in range(samples)]
+        image = trace.image[parents]
+        draws = np.empty(len(image))
+        for number in np.unique(image).tolist():
+            own = image == number
+            draws[own] = self._generators[number].random(int(own.sum()))
+        return draws
+
+
+class Stepper:
+    """Takes steps of one stage: from examples to moved weights."""
+
+    def __init__(
+        self,
+        model: Model,
+        stage: Stage,
+        optimizer: torch.optim.Optimizer,
+        images: OpenImages,
+        config: TrainingConfig,
+        hints: Hints,
+    ) -> None:
+        self.model, self.stage, self.optimizer = model, stage, optimizer
+        self.images, self.config, self.hints = images, config, hints
+
+    def step(self, batch: Sequence[Member], progress: float) -> StepReport:
+        """Move the weights once; ``progress`` (0 to 1) is the stage's. Nothing moves where no image can be read."""
+        self.optimizer.zero_grad(set_to_none=True)
+        done = StepReport({}, 0, {})
+        for part in range(self.config.accumulate):
+            mine = batch[part :: self.config.accumulate][ranks.rank() :: ranks.count()]
+            done += self._part(mine, progress)
+        ranks.add_gradients(self.model.parameters())
+        if done.seen:
+            for weight in self.model.parameters():
+                if weight.grad is not None:
+                    weight.grad /= done.seen
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+            self.optimizer.step()
+        return done
+
+    def _part(self, batch: Sequence[Member], progress: float) -> StepReport:
+        """Add the gradients of a part of the batch, times its images; ``batch`` is this process's share of it."""
+        views, labels, keys, failed = self._open(batch)
+        if not all(ranks.gather(len(views))):
+            # A process that sees nothing could take no part in the others' means.
+            return _over_ranks(StepReport({}, 0, failed))
+        loss, metrics, trace = self.stage.objective(self.model, views, labels, ImageDraws(keys), progress)
+        samples = trace.images // len(views)
+        for number, error in enumerate(trace.errors):
+            if error is not None:
+                failed[views[number // samples].path] = str(error)
+        seen = int(trace.alive.sum()) // samples
+        totals = {name: value * seen for name, value in metrics.items() if seen}
+        done = _over_ranks(StepReport(totals, seen, failed))
+        if done.seen and loss.requires_grad:
+            (loss * done.seen).backward()
+        return done
+
+    def _open(self, batch: Sequence[Member]) -> tuple[list[Any], Tensor, list[Key], dict[str, str]]:
+        """Views of the images that can be opened, their labels and keys; and why the others cannot."""
+        pyramids, errors = self.images.open_all([member.example.path for member in batch])
+        base, config = self.model.encoder.base_resolution, self.config
+        views, labels, keys = [], [], []
+        for member, pyramid in zip(batch, pyramids, strict=True):
+            if pyramid is None:
+                continue
+            random = np.random.default_rng([*member.key, 0])
+            hints = self.hints.of(member.example.path, pyramid)
+            views.append(
+                random_view(pyramid, base, random, turn=config.turn, jitter=config.jitter, hed=config.hed, hints=hints)
+            )
+            labels.append(member.example.label)
+            keys.append(member.key)
+        return views, torch.tensor(labels), keys, _messages(errors)
+
+
+def _over_ranks(own: StepReport) -> StepReport:
+    """The sum of what all processes did."""
+    reports = ranks.gather([own.totals, own.seen, own.failed])
+    return reduce(StepReport.__add__, (StepReport(*report) for report in reports))
+
+
+def _messages(errors: dict[str, PyramidError]) -> dict[str, str]:
+    return {path: str(error) for path, error in errors.items()}
