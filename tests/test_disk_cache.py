@@ -186,7 +186,10 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         with process:
             assert process.stdout is not None
             process.stdout.readline()
-            time.sleep(0.05 + 0.03 * round_)
+            deadline = time.monotonic() + 30
+            while not files(tmp_path) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.03 * round_)
             process.send_signal(signal.SIGKILL)
     assert assert_all_true(tmp_path, range(5000)) > 0
     half = tmp_path / "ab" / ".abcdef.1-1"

@@ -1,6 +1,6 @@
 """Random colours for training images: jitter as of cameras and scanners, and as of stains.
 
-Colour jitter takes kornia's (and torchvision's) brightness, contrast and saturation; hue turns the chroma plane of
+Colour jitter takes kornia's brightness, contrast and saturation; hue turns the chroma plane of
 ITU-R 601 instead of going through HSV, so that all four together are one affine map an image: on a CPU that is about
 thirty times faster than kornia's four calls, of which hue alone would take as long as a small encoder's training step.
 Contrast pivots at black and never at a patch's own mean, in which patches of one image differ.
@@ -8,7 +8,7 @@ Contrast pivots at black and never at a patch's own mean, in which patches of on
 Stain jitter is that of Tellez et al., "Whole-slide mitosis detection in H&E breast histology using PHH3 as a reference
 to train distilled stain-invariant convolutional networks" (2018): the amounts of haematoxylin, eosin and DAB are
 multiplied and shifted at random. Differs from the paper: amounts are in natural units of optical density without an
-offset, so that a shift of 0.05 is at most 5 % of the light.
+offset, so that a shift of one stain by 0.05 takes at most 5 % of the light.
 """
 
 from __future__ import annotations
