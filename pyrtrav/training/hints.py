@@ -25,7 +25,7 @@ from pyrtrav.geometry import Region
 from pyrtrav.methods import Method
 from pyrtrav.pyramid import Pyramid
 from pyrtrav.training.data import Dataset
-from pyrtrav.training.manifest import csv_lines, read_text
+from pyrtrav.training.manifest import csv_lines
 
 COLUMNS = ("path", "left", "top", "right", "bottom")
 
@@ -185,12 +185,7 @@ def _by_name(files: Iterable[str], dataset: Dataset) -> list[tuple[str, Hint]]:
 
 
 def _from_geojson(path: str) -> Iterator[Hint]:
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
-    except RecursionError as error:
-        raise DatasetError(f"{path}: not GeoJSON, it is nested too deeply") from error
+    content = _json_of(path)
     if isinstance(content, dict):
         content = content.get("features") if content.get("type") == "FeatureCollection" else [content]
     if not isinstance(content, list):
@@ -200,6 +195,18 @@ def _from_geojson(path: str) -> Iterator[Hint]:
         for ring in _outer_rings(feature, where):
             x, y = zip(*ring, strict=True)
             yield Hint(_box(min(x), min(y), max(x), max(y), where), where, cropped=True)
+
+
+def _json_of(path: str) -> Any:
+    try:
+        with open(path, "rb") as file:
+            return json.loads(file.read())
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise DatasetError(f"{path}: not GeoJSON ({error})") from error
 
 
 def _outer_rings(feature: Any, where: str) -> Iterator[list[tuple[float, float]]]:

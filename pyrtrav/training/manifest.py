@@ -141,7 +141,7 @@ def csv_lines(path: str) -> Iterator[tuple[int, list[str]]]:
     Raises:
         DatasetError: no UTF-8 text, or no CSV; names the line.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True, strict=True)
+    reader = csv.reader(io.StringIO(_text(path), newline=""), skipinitialspace=True, strict=True)
     line = 1
     try:
         for values in reader:
@@ -153,8 +153,7 @@ def csv_lines(path: str) -> Iterator[tuple[int, list[str]]]:
         raise DatasetError(f"{path}:{line}: not a line of CSV ({error}); check its quotes") from error
 
 
-def read_text(path: str) -> str:
-    """Return a file's text; DatasetError with the line where it is not UTF-8."""
+def _text(path: str) -> str:
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -165,7 +164,7 @@ def read_text(path: str) -> str:
     except UnicodeDecodeError as error:
         # The offset counts from behind a byte order mark, which holds no line break.
         line = error.object[: error.start].count(b"\n") + 1
-        raise DatasetError(f"{path}:{line}: not UTF-8 text; save it in UTF-8") from error
+        raise DatasetError(f"{path}:{line}: not UTF-8 text; save the table as CSV in UTF-8") from error
 
 
 def _read_parquet(path: str) -> _Table:
