@@ -3,7 +3,8 @@
     python -m benchmarks.training_start --rows 10000
 
 Writes a table of real small PNG files (labels by the shade of each, 100 patients, a fifth for validation by hash), and
-reports when each phase was done, by the clock and in seconds of computing. The files are kept in --folder for the next time.
+reports when each phase was done, by the clock and in seconds of computing. The files stay in --folder for the next
+time.
 """
 
 from __future__ import annotations
