@@ -25,7 +25,7 @@ lint: env
 	$(BIN)/mypy
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info
