@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyrtrav import ranks
+from pyrtrav.errors import ConfigError
 from pyrtrav.model_file import load_model
 from pyrtrav.training.data import load_dataset
 from pyrtrav.training.log import RunLog
@@ -61,6 +63,15 @@ def two_steps(folder: Path, out: Path, method: str, options: list[str]) -> dict[
     return found | {name: value.nan_to_num() for name, value in stage.objective.state_dict().items()}
 
 
+def one_blind_step(folder: Path, out: Path) -> dict[str, Tensor]:
+    """A step of two images, of which the second process's is not there."""
+    trainer = make_trainer(folder, out, *CASES["topdown"])
+    stepper = Stepper(trainer.model, trainer.stages[-1], trainer.optimizer, trainer.images, trainer.config)
+    there, gone = trainer.dataset.split("train")[:2]
+    report = stepper.step([Member(there, (0, 0)), Member(replace(gone, path=str(out / "gone.png")), (0, 1))], 1.0)
+    return {"seen": torch.tensor(report.seen), "failed": torch.tensor(len(report.failed))}
+
+
 def share(number: int, port: int, folder: Path, out: Path) -> None:
     """One of two processes: all cases' steps, then a whole training."""
     torch.set_num_threads(1)
@@ -69,6 +80,11 @@ def share(number: int, port: int, folder: Path, out: Path) -> None:
     with ranks.joined():
         for name, case in CASES.items():
             save_file(two_steps(folder, out / name, *case), out / f"{name}-{number}.safetensors")
+        save_file(one_blind_step(folder, out / "blind"), out / f"blind-{number}.safetensors")
+        try:
+            make_trainer(folder, out / "small", "topdown", [*TOPDOWN, "accumulate=4"]).run()
+        except ConfigError as error:
+            (out / f"refused-{number}").write_text(str(error))
         trainer = make_trainer(folder, out / "run", "topdown", [*TOPDOWN, "keep=loss"])
         trainer.run()
         save_file(trainer.model.state_dict(), out / f"weights-{number}.safetensors")
@@ -108,6 +124,19 @@ def test_gradients_are_those_of_one_process(folder: Path, shared: Path, tmp_path
         assert torch.equal(both[0][key], both[1][key]), key
     if "multi_level=true" in CASES[name][1]:
         assert float(alone["baseline"][2]) < 0
+
+
+def test_a_process_that_sees_nothing_stops_none(shared: Path) -> None:
+    """The images of the part are left out by all; the missing one is known to all."""
+    for number in range(2):
+        found = load_file(shared / f"blind-{number}.safetensors")
+        assert (int(found["seen"]), int(found["failed"])) == (0, 1)
+
+
+def test_too_small_a_batch_is_refused_before_it_hangs(shared: Path) -> None:
+    """Two processes cannot share parts of one image."""
+    assert (shared / "refused-0").read_text() == (shared / "refused-1").read_text()
+    assert "raise batch_size or lower accumulate" in (shared / "refused-0").read_text()
 
 
 def test_a_training_is_that_of_one_process(folder: Path, shared: Path, tmp_path: Path) -> None:
