@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from pyrtrav.geometry import Grid, Region, root_region
+from pyrtrav.colours import Colours
 from pyrtrav.pyramid.array import ArrayPyramid
 from pyrtrav.tiling import background_share, tiles_of, without_background
-from pyrtrav.training.augment import Jitter, View
+from pyrtrav.training.augment import View
 
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 37), (3, 200), (129, 128)])
@@ -44,9 +45,9 @@ def test_the_share_of_background_is_that_of_the_pixels() -> None:
 
 
 def test_the_background_is_found_through_a_view_of_other_colours() -> None:
-    """The white that a view turns to gray is background in it; a tile follows the turn."""
+    """A tile follows the turn, and what a view paints changes no background."""
     image = ArrayPyramid(with_spot())
-    view = View(image, 16, 1, False, Jitter((0.6, 0.6, 0.6), (0.0, 0.0, 0.0)))
+    view = View(image, 16, 1, False, Colours(value=0.6 * np.eye(3, 4)))
     share = background_share(view, view.root, 2)
     assert (share == np.rot90(background_share(image, view.root, 2))).all()
     assert share.min() == 0.5

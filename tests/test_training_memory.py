@@ -82,7 +82,7 @@ class Saved:
 def kept_bytes(cells: float, recompute: bool) -> tuple[int, int]:
     """Bytes kept by one look with gradients, and its fixations."""
     torch.manual_seed(0)
-    config = TopDownConfig(max_depth=3, c_t=cells, initial_probability=None)
+    config = TopDownConfig(max_depth=3, c_t=cells, initial_probability=None, samples=1)
     model = TopDown(config, build_encoder("residual", channels=1), 2)
     model.encoder.running = Running(recompute=recompute)
     saved = Saved()

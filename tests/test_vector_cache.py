@@ -220,7 +220,7 @@ def test_a_traversal_that_remembers_is_the_same_traversal(pyramids: list[Pyramid
     distinct = {
         (pyramids.index(images[i]), *region) for i, region in zip(trace.image, trace.region.tolist(), strict=True)
     }
-    assert (cache.asked, cache.encoded) == (2 * len(trace.image), len(distinct))
+    assert (cache.asked, cache.encoded) == (2 * len(distinct), len(distinct))
 
 
 def test_what_is_not_frozen_is_refused() -> None:

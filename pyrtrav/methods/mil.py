@@ -37,7 +37,7 @@ from pyrtrav.encoders.base import Encoder, count_macs, init_xavier
 from pyrtrav.errors import ConfigError, PyramidError
 from pyrtrav.geometry import Region, halvings, root_region
 from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
-from pyrtrav.policy_gradient import log_likelihood
+from pyrtrav.policy_gradient import batch_mean, log_likelihood
 from pyrtrav.sampling import Image, PatchSampler, read_ahead
 from pyrtrav.selection import Settings
 from pyrtrav.tiling import Tiles, background_share, tiles_of, without_background
@@ -251,10 +251,11 @@ class BagCrossEntropy(Objective):
         trace = model.look_at_some(images, generator)
         alive = torch.from_numpy(np.flatnonzero(trace.alive)).to(trace.device)
         logits, target = model.believe(trace, 0)[alive], labels.to(trace.device)[alive]
-        loss = -log_likelihood(logits, target).mean()
+        loss = -batch_mean(self.criterion(logits, target))
+        plain = -float(log_likelihood(logits.detach(), target).mean())
         correct = (logits.argmax(1) == target).double().mean()
         tiles = len(trace.image) / max(len(alive), 1)
-        return loss, {"loss": float(loss.detach()), "accuracy": float(correct), "tiles": tiles}, trace
+        return loss, {"loss": plain, "accuracy": float(correct), "tiles": tiles}, trace
 
 
 METHOD = Method(

@@ -84,10 +84,10 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         images: OpenImages,
         config: TrainingConfig,
-        hints: Hints,
+        hints: Hints | None = None,
     ) -> None:
         self.model, self.stage, self.optimizer = model, stage, optimizer
-        self.images, self.config, self.hints = images, config, hints
+        self.images, self.config, self.hints = images, config, hints or Hints()
 
     def step(self, batch: Sequence[Member], progress: float) -> StepReport:
         """Move the weights once; ``progress`` (0 to 1) is the stage's. Nothing moves where no image can be read."""
