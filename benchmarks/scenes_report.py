@@ -177,6 +177,8 @@ def draw_pictures(records: Sequence[Record], work: Path, out: Path) -> list[Path
         return []
     record = looking[-1]
     with_signs = [row for row in record["rows"] if any(decides for decides, _ in row["signs"])]
+    # A label may be right by luck: scenes whose sign was seen come first.
+    with_signs.sort(key=lambda row: not any(decides and shown for decides, shown in row["signs"]))
     predictor = Predictor(record["model"])
     drawn = []
     for name, wanted in (("right", True), ("wrong", False)):
