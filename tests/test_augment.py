@@ -53,7 +53,8 @@ class Dark(Policy):
 
 
 def shown(images: Sequence[object], patches: torch.Tensor, image: Sequence[int]) -> torch.Tensor:
-    return Palette(images)(patches, np.array(image), torch.float64)
+    seen = Palette(images)(patches, np.array(image), torch.float64)
+    return seen.double() / 255 if seen.dtype == torch.uint8 else seen  # as an encoder takes bytes
 
 
 def random_patches(count: int, channels: int = 3, side: int = 6, seed: int = 0) -> torch.Tensor:

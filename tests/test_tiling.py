@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pyrtrav.geometry import Grid, Region, root_region
 from pyrtrav.colours import Colours
+from pyrtrav.geometry import Grid, Region, root_region
 from pyrtrav.pyramid.array import ArrayPyramid
 from pyrtrav.tiling import background_share, tiles_of, without_background
 from pyrtrav.training.augment import View

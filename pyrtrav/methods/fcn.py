@@ -136,7 +136,7 @@ class Fcn(Model):
             raise patches.errors[0]
         stored = torch.from_numpy(patches.pixels).permute(0, 3, 1, 2).to(device)
         pixels = Palette([image])(stored, np.zeros(1, np.int64), next(self.parameters()).dtype)
-        features = self.encoder.running(self._features, pixels, pixels.dtype)
+        features = self.encoder.running(self._features, pixels, self.encoder.mean.dtype)
         kept = features[0, :, rows.kept, columns.kept]
         return kept.sum((1, 2)), kept.shape[1] * kept.shape[2]
 
