@@ -141,7 +141,7 @@ class Trace:
 
     @property
     def map(self) -> Float[Tensor, "expanded channel row column"]:
-        return torch.cat([maps[self._tensor(index)] for maps, index in self._maps])
+        return torch.cat([take_rows(maps, self._tensor(index)) for maps, index in self._maps])
 
     def fixations_of(self, image: int) -> Ints:
         return np.flatnonzero(self.image == image)
@@ -232,6 +232,15 @@ class Trace:
     def _sum_by_image(self, values: Tensor, image: Ints) -> Tensor:
         zeros = torch.zeros(self.images, dtype=values.dtype, device=self.device)
         return zeros.index_add(0, self._tensor(image), values)
+
+
+def take_rows(values: Tensor, index: Tensor) -> Tensor:
+    """Return ``values[index]``, rows of which may be taken several times, with a gradient that is summed in order.
+
+    On a CPU the gradient of plain indexing is added up by several threads at once, in any order; on CUDA it is that of
+    ``index_select``.
+    """
+    return values[index] if values.is_cuda else values.index_select(0, index)
 
 
 def place(image: Ints, depth: Ints, row: Ints, column: Ints) -> Ints:

@@ -17,7 +17,7 @@ from pyrtrav.encoders.base import Encoder, Encoding
 from pyrtrav.geometry import Grid, halvings, root_region
 from pyrtrav.sampling import Image, Images, PatchSampler, StackedImage, StackSampler, make_sampler, read_ahead, sources
 from pyrtrav.selection import Bools, Floats, Ints, Settings, affordable, best_first, eligible_edges
-from pyrtrav.trace import Trace, place
+from pyrtrav.trace import Trace, place, take_rows
 
 Draws = Callable[[Trace, Ints, Ints], Floats]
 """(trace, parents, cells) -> uniforms in 0..1 on the edge axis; an edge is on where its draw is below its
@@ -388,4 +388,4 @@ def _rows(values: Tensor, index: Ints) -> Tensor:
     """Return ``values[index]``, without a copy where that is all of them in order."""
     if len(index) == len(values) and (index == np.arange(len(values))).all():
         return values
-    return values[torch.from_numpy(index).to(values.device)]
+    return take_rows(values, torch.from_numpy(index).to(values.device))

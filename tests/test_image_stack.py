@@ -9,7 +9,7 @@ from pyrtrav.methods.topdown import LearningRule, TopDown, TopDownConfig
 from pyrtrav.pyramid.array import ArrayPyramid
 from pyrtrav.sampling import ImageStack
 from pyrtrav.selection import Floats, Ints, Settings
-from pyrtrav.trace import Trace
+from pyrtrav.trace import Trace, take_rows
 from tests.small import SmallEncoder, random_image
 
 
@@ -115,3 +115,22 @@ def test_a_stack_is_a_sequence_of_its_images() -> None:
     assert stack[5].bounds.width == 8
     with pytest.raises(IndexError):
         stack[6]
+
+
+def test_the_gradient_of_rows_taken_several_times_is_the_same_every_time() -> None:
+    """Added up by several threads in any order it would not be, and a seed would not give the same weights."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(2, threads))
+    try:
+        random = torch.Generator().manual_seed(0)
+        values = torch.randn(300, 512, generator=random, requires_grad=True)
+        index = torch.randint(0, 300, (4000,), generator=random)
+        weight = torch.randn(4000, 512, generator=random)
+        first, *others = (torch.autograd.grad(take_rows(values, index), values, weight)[0] for _ in range(20))
+        assert all(torch.equal(first, other) for other in others)
+        expected = torch.zeros(300, 512, dtype=torch.float64)
+        for row, number in enumerate(index.tolist()):
+            expected[number] += weight[row]
+        torch.testing.assert_close(first.double(), expected, rtol=1e-5, atol=1e-4)
+    finally:
+        torch.set_num_threads(threads)

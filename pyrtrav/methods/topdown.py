@@ -67,7 +67,7 @@ from pyrtrav.policy_gradient import (
 from pyrtrav.ranks import count, whole_mean
 from pyrtrav.sampling import Image, Images, repeat_images
 from pyrtrav.selection import Bools, Ints, Settings
-from pyrtrav.trace import Trace
+from pyrtrav.trace import Trace, take_rows
 from pyrtrav.traversal import Generators, Policy, Traversal
 
 
@@ -253,7 +253,7 @@ class TopDown(Model):
         slots = torch.from_numpy(local * cells * cells + trace.cell[edges]).to(device)
         children = torch.from_numpy(trace.child[edges]).to(device)
         grids = torch.zeros(len(parents) * cells * cells, size, dtype=values.dtype, device=device)
-        grids = grids.index_copy(0, slots, values[children])
+        grids = grids.index_copy(0, slots, take_rows(values, children))
         grids = grids.view(len(parents), cells, cells, size).permute(0, 3, 1, 2)
         fine = self.activation(self.aggregate(grids)).flatten(1)
         index = torch.from_numpy(parents).to(device)
