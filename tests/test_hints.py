@@ -325,7 +325,7 @@ def test_attached_logits_are_those_of_the_trace() -> None:
         [*views, view_of(ArrayPyramid(np.zeros((8, 4), np.uint8), channels=1))], Settings("all", depth=2)
     )
     again = attached_logit(trace, model.location)
-    assert torch.equal(again, trace.logit)
+    torch.testing.assert_close(again, trace.logit, rtol=1e-12, atol=1e-12)
     weight = torch.randn(len(again), dtype=torch.float64)
     conv = model.location.conv.weight
     for logit in (again, trace.logit):

@@ -146,10 +146,13 @@ def test_killed_while_a_file_is_written(
     assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
 
 
-def test_resuming_what_has_ended_changes_nothing(folder: Path, tmp_path: Path, uninterrupted: Weights) -> None:
-    train(folder, tmp_path / "run")
+def test_resuming_what_has_ended_changes_nothing(
+    folder: Path, tmp_path: Path, processes: ForkServerContext, uninterrupted: Weights
+) -> None:
+    # In processes of one thread, like the run that it is compared with.
+    assert live(processes, folder, tmp_path / "run") == 0
     log = (tmp_path / "run" / "log.jsonl").read_bytes()
-    train(folder, tmp_path / "run", resume=True)
+    assert live(processes, folder, tmp_path / "run", resume=True) == 0
     assert same(weights_of(tmp_path / "run"), uninterrupted)
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
     with pytest.raises(ConfigError, match="holds another run"):
