@@ -8,7 +8,7 @@ interrupted goes on where it was, to the same weights. ``--only plain-M3 noisy``
 word, ``--minutes 9`` stops at a checkpoint, ``--workers`` trains several at a time, each on one thread. Results are
 appended to ``results.jsonl``; ``python -m benchmarks.mnist_report`` draws figure 4 and the table of claims from it.
 
-The paper trains for 70 epochs, here the default; two cores need about 40 hours for that.
+The paper trains for 70 epochs, here the default; two cores would need some 45 hours for that, by estimate.
 """
 
 from __future__ import annotations
