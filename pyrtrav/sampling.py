@@ -180,13 +180,16 @@ def read_ahead(
     image: Ints,
     region: Floats,
     count: int,
+    dtype: torch.dtype,
     images_at: Callable[[int], Iterable[int]] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the patches ``count`` at a time, with the next ones being read meanwhile.
+    """Yield the patches ``count`` at a time, as an encoder takes them: on the trace's device, in their images' colours.
 
-    The trace gets the time spent waiting and the errors of images that cannot be read.
+    The next ones are read meanwhile. The trace gets the time spent waiting and the errors of images that cannot be
+    read.
 
     Args:
+        dtype: of the encoder's weights.
         images_at: which images look at a place of the axis; by default the one of ``image``.
     """
 
@@ -205,4 +208,8 @@ def read_ahead(
                 place = start + index
                 for number in (int(image[place]),) if images_at is None else images_at(place):
                     trace.errors[number] = trace.errors[number] or error
-            yield patches
+            begun = time.perf_counter()
+            there = patches.to(trace.device, non_blocking=True)
+            painted = sampler.palette(there, image[start : start + count], dtype)
+            trace.seconds["encode"] += time.perf_counter() - begun
+            yield painted

@@ -181,20 +181,14 @@ class Traversal(nn.Module):
         self, trace: Trace, image: Ints, region: Floats, reading: Reading, images_at: Callable[[int], list[int]]
     ) -> Encoding:
         vectors, maps = [], []
-        dtype, done = next(self.parameters()).dtype, 0
-        for patches in read_ahead(reading.sampler, trace, image, region, reading.encode_batch, images_at):
+        dtype = next(self.parameters()).dtype
+        for patches in read_ahead(reading.sampler, trace, image, region, reading.encode_batch, dtype, images_at):
             begun = time.perf_counter()
-            there, own = patches.to(trace.device, non_blocking=True), image[done : done + len(patches)]
-            encoding = self._encode(reading.sampler.palette(there, own, dtype))
-            done += len(patches)
+            encoding: Encoding = self.encoder(patches)
             vectors.append(encoding.vector)
             maps.append(encoding.map)
             trace.seconds["encode"] += time.perf_counter() - begun
         return Encoding(torch.cat(vectors), torch.cat(maps)) if len(vectors) > 1 else encoding
-
-    def _encode(self, patches: Tensor) -> Encoding:
-        encoding: Encoding = self.encoder(patches)
-        return encoding
 
     # Decide.
 

@@ -7,42 +7,23 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
-from pyrtrav.cli import main
 from pyrtrav.tree import RESULT_SCHEMA, ParseTree, check
+from tests.program import Done, run_program
 from tests.samples import IMAGES, SLIDE, TISSUE, compared
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     """Run the program in this process."""
-
-    def call(*words: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["pyrtrav", *map(str, words)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as left:
-            code = int(left.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Done(code, out, err)
-
-    return call
+    return partial(run_program, capsys, monkeypatch)
 
 
 Run = Callable[..., Done]

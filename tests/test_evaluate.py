@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyrtrav.cli import main
 from pyrtrav.errors import ConfigError, DatasetError
 from pyrtrav.methods.topdown import TopDown
 from pyrtrav.predict import Predictor
@@ -26,6 +26,7 @@ from pyrtrav.training.metrics import classification_metrics
 from pyrtrav.training.report import Report, default_budgets, evaluate_model, parse_budgets
 from pyrtrav.training.runs import COSTS, run_over
 from pyrtrav.tree import EVALUATION_SCHEMA, check
+from tests.program import Done, run_program
 from tests.samples import IMAGES, TISSUE
 
 CLASSES = ("clear", "lesion")
@@ -259,22 +260,12 @@ def test_a_budget_is_what_classify_does_with_it(predictor: Predictor, folder: Pa
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pyrtrav", "evaluate", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as left:
-            code = int(left.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return call
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """Run the program in this process."""
+    return partial(run_program, capsys, monkeypatch, "evaluate")
 
 
-Run = Callable[..., tuple[int, str, str]]
+Run = Callable[..., Done]
 
 
 def test_the_command_writes_a_report(run: Run, folder: Path, tmp_path: Path, predictor: Predictor) -> None:

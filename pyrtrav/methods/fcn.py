@@ -27,8 +27,8 @@ from pyrtrav.encoders.base import Encoder, count_macs
 from pyrtrav.encoders.paper import FullyConnectedHead
 from pyrtrav.errors import ConfigError, PyramidError
 from pyrtrav.geometry import Region, halvings, root_region
-from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
-from pyrtrav.policy_gradient import batch_mean, log_likelihood
+from pyrtrav.methods.base import Method, Model, Stage
+from pyrtrav.methods.cross_entropy import CrossEntropy
 from pyrtrav.sampling import Image
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
@@ -135,8 +135,9 @@ class Fcn(Model):
         if patches.errors[0] is not None:
             raise patches.errors[0]
         stored = torch.from_numpy(patches.pixels).permute(0, 3, 1, 2).to(device)
-        pixels = Palette([image])(stored, np.zeros(1, np.int64), next(self.parameters()).dtype)
-        features = self.encoder.running(self._features, pixels, self.encoder.mean.dtype)
+        dtype = self.encoder.mean.dtype
+        pixels = Palette([image])(stored, np.zeros(1, np.int64), dtype)
+        features = self.encoder.running(self._features, pixels, dtype)
         kept = features[0, :, rows.kept, columns.kept]
         return kept.sum((1, 2)), kept.shape[1] * kept.shape[2]
 
@@ -163,26 +164,6 @@ class Fcn(Model):
         root = trace.roots[image]
         downsample = root.width / self.side_of(root)
         return (Node(0, (), 0, 0, root, downsample, 1.0, None, ()),)
-
-
-class CrossEntropy(Objective):
-    """The negative log-likelihood of the labels."""
-
-    def forward(
-        self,
-        model: Fcn,
-        images: Sequence[Image],
-        labels: Tensor,
-        generator: Generators,
-        progress: float = 1.0,
-    ) -> tuple[Tensor, Metrics, Trace]:
-        trace = model.look(images, Settings(select="all"))
-        alive = torch.from_numpy(np.flatnonzero(trace.alive)).to(trace.device)
-        logits, target = model.believe(trace, 0)[alive], labels.to(trace.device)[alive]
-        loss = -batch_mean(self.criterion(logits, target))
-        correct = (logits.argmax(1) == target).double().mean()
-        plain = -float(log_likelihood(logits.detach(), target).mean())
-        return loss, {"loss": plain, "accuracy": float(correct)}, trace
 
 
 METHOD = Method(

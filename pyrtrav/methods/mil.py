@@ -24,7 +24,6 @@ Differs from the paper:
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,9 +35,9 @@ from torch.utils.checkpoint import checkpoint
 from pyrtrav.encoders.base import Encoder, count_macs, init_xavier
 from pyrtrav.errors import ConfigError, PyramidError
 from pyrtrav.geometry import Region, halvings, root_region
-from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
-from pyrtrav.policy_gradient import batch_mean, log_likelihood
-from pyrtrav.sampling import Image, PatchSampler, read_ahead
+from pyrtrav.methods.base import Method, Metrics, Model, Stage
+from pyrtrav.methods.cross_entropy import CrossEntropy
+from pyrtrav.sampling import Image, make_sampler, read_ahead
 from pyrtrav.selection import Settings
 from pyrtrav.tiling import Tiles, background_share, tiles_of, without_background
 from pyrtrav.trace import Trace
@@ -147,15 +146,14 @@ class Mil(Model):
         chosen = [self._choose(trace, number, image, most, generator) for number, image in enumerate(images)]
         image = np.repeat(np.arange(len(images)), [len(tiles.row) for tiles in chosen])
         column, row, region = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
-        sampler = PatchSampler(images, base, pinned=device.type == "cuda")
+        sampler = make_sampler(images, base, device)
         recompute = len(image) > count and torch.is_grad_enabled() and _learns(self.encoder)
-        vectors = [torch.zeros(0, self.encoder.vector_size, device=device, dtype=next(self.parameters()).dtype)]
-        dtype, done = next(self.parameters()).dtype, 0
-        for patches in read_ahead(sampler, trace, image, region, count):
+        dtype = next(self.parameters()).dtype
+        vectors = [torch.zeros(0, self.encoder.vector_size, device=device, dtype=dtype)]
+        for patches in read_ahead(sampler, trace, image, region, count, dtype):
             begun = time.perf_counter()
-            there = sampler.palette(patches.to(device, non_blocking=True), image[done : done + len(patches)], dtype)
-            done += len(patches)
-            vectors.append(checkpoint(self._encode, there, use_reentrant=False) if recompute else self._encode(there))
+            encoded = checkpoint(self._encode, patches, use_reentrant=False) if recompute else self._encode(patches)
+            vectors.append(encoded)
             trace.seconds["encode"] += time.perf_counter() - begun
         keep = np.flatnonzero(trace.alive[image])
         vector = torch.cat(vectors)
@@ -186,11 +184,8 @@ class Mil(Model):
         return tiles.take(np.sort(drawn.numpy()))
 
     def _encode(self, patches: Tensor) -> Tensor:
-        dtype = next(self.parameters()).dtype
-        mixed = torch.autocast("cuda", torch.bfloat16) if patches.is_cuda else nullcontext()
-        with mixed:
-            vector: Tensor = self.encoder(patches).vector
-        return vector.to(dtype)
+        vector: Tensor = self.encoder(patches).vector
+        return vector
 
     # Believe.
 
@@ -237,25 +232,23 @@ def _learns(module: nn.Module) -> bool:
     return any(weight.requires_grad for weight in module.parameters())
 
 
-class BagCrossEntropy(Objective):
-    """The negative log-likelihood of the images' labels, given some of their tiles."""
+class BagCrossEntropy(CrossEntropy):
+    """The negative log-likelihood of the labels, given some of the images' tiles."""
+
+    def look(self, model: Model, images: Sequence[Image], generator: Generators) -> Trace:
+        assert isinstance(model, Mil)
+        return model.look_at_some(images, generator)
 
     def forward(
         self,
-        model: Mil,
+        model: Model,
         images: Sequence[Image],
         labels: Tensor,
         generator: Generators,
         progress: float = 1.0,
     ) -> tuple[Tensor, Metrics, Trace]:
-        trace = model.look_at_some(images, generator)
-        alive = torch.from_numpy(np.flatnonzero(trace.alive)).to(trace.device)
-        logits, target = model.believe(trace, 0)[alive], labels.to(trace.device)[alive]
-        loss = -batch_mean(self.criterion(logits, target))
-        plain = -float(log_likelihood(logits.detach(), target).mean())
-        correct = (logits.argmax(1) == target).double().mean()
-        tiles = len(trace.image) / max(len(alive), 1)
-        return loss, {"loss": plain, "accuracy": float(correct), "tiles": tiles}, trace
+        loss, metrics, trace = super().forward(model, images, labels, generator, progress)
+        return loss, metrics | {"tiles": len(trace.image) / max(int(trace.alive.sum()), 1)}, trace
 
 
 METHOD = Method(
