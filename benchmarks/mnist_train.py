@@ -101,8 +101,7 @@ class Run:
         self.job, self.schedule, self.folder = job, schedule, folder
         self.train_digits, self.validation_digits = data
         self.device = torch.device(device)
-        # Faster on a CPU, and on a GPU with half precision.
-        self.model: Any = build(job).to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: Any = build(job).to(self.device)
         self.rule: LearningRule | None = None
         if isinstance(self.model, TopDown):
             self.rule = LearningRule(self.model.config, self.model.max_depth).to(self.device)

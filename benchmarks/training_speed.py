@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -32,12 +33,16 @@ from pyrtrav.files import make_folder, written_whole
 BATCH = 128
 
 
-def measure(resolution: int, c_t: float, digits: tuple[Digits, Digits], turns: int, device: str) -> dict[str, Any]:
+def measure(
+    resolution: int, c_t: float, digits: tuple[Digits, Digits], steps: int, turns: int, device: str
+) -> dict[str, Any]:
     """Train a little, then take turns."""
     job = Job("plain", 3, "M", resolution, c_t)
-    run = Run(job, Schedule(1, train_images=BATCH * 100), digits, Path(), device)
+    run = Run(job, Schedule(1, train_images=BATCH * steps), digits, Path(), device)
     run._epoch(0)
     own, draws = torch.Generator(device).manual_seed(1), torch.Generator().manual_seed(1)
+    # As PyTorch lays weights out unless it is told otherwise.
+    unoptimised = deepcopy(run.model).to(memory_format=torch.contiguous_format)
     train, cells = digits[0], {"ours": 0.0, "plain": 0.0}
 
     def ours(images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -46,7 +51,7 @@ def measure(resolution: int, c_t: float, digits: tuple[Digits, Digits], turns: i
         _backward(run, loss)
 
     def plain(images: torch.Tensor, labels: torch.Tensor) -> None:
-        found = plain_step(run.model, "mnist-m3", images / 255, labels, -0.1, lambda _, __, p: torch.bernoulli(p))
+        found = plain_step(unoptimised, "mnist-m3", images / 255, labels, -0.1, lambda _, __, p: torch.bernoulli(p))
         cells["plain"] += found.cells / turns
         _backward(run, found.loss)
 
@@ -94,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/training_speed"))
     parser.add_argument("--data", type=Path, default=data_folder())
+    parser.add_argument("--steps", type=int, default=100, help="of training before the first turn")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
@@ -101,7 +107,8 @@ def main() -> None:
     torch.manual_seed(0)
     digits = load_digits(asked.data, asked.device)
     found = [
-        measure(resolution, c_t, digits, asked.turns, asked.device) for resolution, c_t in ((28, 2), (56, 6), (56, 12))
+        measure(resolution, c_t, digits, asked.steps, asked.turns, asked.device)
+        for resolution, c_t in ((28, 2), (56, 6), (56, 12))
     ]
     table = Table("px", "c_t", "cells ours", "cells plain", "ours, images/s", "plain, images/s", "ratio")
     for row in found:

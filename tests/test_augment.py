@@ -14,7 +14,7 @@ from pyrtrav.colours import Colours, Palette
 from pyrtrav.encoders.base import Encoder
 from pyrtrav.encoders.residual import ResidualEncoder
 from pyrtrav.errors import ConfigError
-from pyrtrav.geometry import Grid, Region
+from pyrtrav.geometry import Grid, Region, root_region
 from pyrtrav.methods.fcn import Fcn, FcnConfig
 from pyrtrav.methods.topdown import TopDown, TopDownConfig
 from pyrtrav.pyramid.array import ArrayPyramid
@@ -95,6 +95,49 @@ def test_turning_and_turning_back_is_no_turn(turn: tuple[int, bool], box: tuple[
     region = Region(*map(float, box))
     assert view._turn(view.in_file(region), forward=True) == region
     assert view.in_file(view._turn(region, forward=True)) == region
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 64), (64, 37)])
+def test_a_shifted_view_shows_the_whole_image_where_it_says(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    image, random = ArrayPyramid(pixels), np.random.default_rng(1)
+    sides, places = [], []
+    for turn in (False, True):
+        for _ in range(20):
+            view = random_view(image, 8, random, turn=turn, mirror=True, shift=0.5, jitter=0)
+            frame, glance = view.in_file(view.root), root_region(image.bounds, 8)
+            for start, end, first, last in (
+                (frame.x, frame.right, glance.x, glance.right),
+                (frame.y, frame.bottom, glance.y, glance.bottom),
+            ):
+                assert start <= first + 1e-9
+                assert last <= end + 1e-9
+            assert 1 <= frame.width / glance.width <= 1.5
+            sides.append(frame.width / glance.width)
+            places.append((glance.x - frame.x) / (frame.width - glance.width))
+            # What is read of a region of the view is that region of the file, turned as the view is.
+            region = Region(view.root.x + frame.width / 4, view.root.y + frame.width / 3, 16.0, 16.0)
+            stored = image.read_many([view.in_file(region)], 16).pixels[0]
+            turned = np.rot90(stored, view.turns)
+            np.testing.assert_array_equal(
+                view.read_many([region], 16).pixels[0], turned[:, ::-1] if view.mirror else turned
+            )
+    assert max(sides) - min(sides) > 0.3
+    assert max(places) - min(places) > 0.7
+
+
+def test_hints_move_with_a_shifted_view() -> None:
+    image = ArrayPyramid(np.zeros((64, 64, 3), np.uint8))
+    hint = Region(5.0, 9.0, 3.0, 4.0)
+    view = random_view(image, 8, np.random.default_rng(2), turn=False, mirror=True, shift=0.5, jitter=0, hints=[hint])
+    assert view.root.width > 64
+    assert view.in_file(view.hints[0]).as_tuple() == pytest.approx(hint.as_tuple())
+
+
+def test_a_mirrored_view_keeps_up_and_down() -> None:
+    image, random = ArrayPyramid(np.zeros((8, 8, 3), np.uint8)), np.random.default_rng(0)
+    views = [random_view(image, 4, random, turn=False, mirror=True, jitter=0) for _ in range(20)]
+    assert {(view.turns, view.mirror) for view in views} == {(0, False), (0, True)}
 
 
 # Colours as such.

@@ -501,3 +501,29 @@ def test_a_policy_learns_where_spots_are_from_hints(spots: Path, tmp_path: Path)
     assert reports[-1].metrics["hint_loss"] < 0.5 * reports[0].metrics["hint_loss"]
     with pytest.raises(ConfigError, match="other options or images"):
         Trainer(dataset, card, config, tmp_path / "run", device="cpu").run(resume=True)
+
+
+def test_a_label_is_asked_of_cells_that_show_a_hint_and_of_all_where_there_is_none() -> None:
+    """The term of single vectors (``lambda_v``) is the cross entropy of just those cells."""
+    torch.manual_seed(0)
+    model = TopDown(TopDownConfig(max_depth=2, c_t=4.0, samples=1, lambda_v=1.0), SmallEncoder(), 2)
+    (hinted, box), (bare, _) = spotted(0), spotted(1)
+    views, labels = [view_of(hinted, box), view_of(bare)], torch.tensor([1, 0])
+
+    def loss(share: float) -> tuple[torch.Tensor, Any]:
+        rule = rule_of(model, 2, lambda_v=share, lambda_g=0.0)
+        value, _, trace = rule(model, views, labels, torch.Generator().manual_seed(5))
+        return value, trace
+
+    (with_term, trace), (without, _) = loss(1.0), loss(0.0)
+    expected = []
+    for fixation in np.flatnonzero(trace.depth > 0).tolist():
+        x, y, side, _ = trace.region[fixation].tolist()
+        left, top = max(x, box.x), max(y, box.y)
+        held = max(0, min(x + side, box.right) - left) * max(0, min(y + side, box.bottom) - top)
+        centred = x <= box.x + box.width / 2 < x + side and y <= box.y + box.height / 2 < y + side
+        if trace.image[fixation] == 1 or centred or held >= 0.5 * min(side, box.width) * min(side, box.height):
+            logits = model.classify(trace.vector[fixation])
+            expected.append(functional.cross_entropy(logits, labels[trace.image[fixation]]))
+    assert 0 < sum(trace.image[trace.depth > 0] == 0) > len(expected) - sum(trace.image[trace.depth > 0] == 1) > 0
+    torch.testing.assert_close(with_term - without, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)

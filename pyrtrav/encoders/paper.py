@@ -111,13 +111,14 @@ class PaperEncoder(Encoder):
         )
         self.layers = nn.Sequential(*layers)
         init_xavier(self)
+        # All of them have 32 filters or more (see NARROWEST_CHANNELS_LAST).
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(
         self, images: Float[Tensor, "image channels height width"]
     ) -> Float[Tensor, "image map_channels rows columns"]:
         """Return the last feature map of normalised images."""
-        # On a CPU the ImageNet modules are 1.3 to 1.5 times as fast channels last.
-        features: Tensor = self.layers(images.contiguous(memory_format=torch.channels_last))
+        features: Tensor = self.layers(images)
         return features
 
 

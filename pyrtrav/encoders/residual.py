@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyrtrav.encoders.base import Encoder, Window
+from pyrtrav.encoders.base import NARROWEST_CHANNELS_LAST, Encoder, Window
 from pyrtrav.errors import ConfigError
 
 
@@ -86,6 +87,8 @@ class ResidualEncoder(Encoder):
         for inputs, outputs in pairwise(widths):
             self.stages.append(ResidualBlock(inputs, outputs, stride=2))
             self.stages.extend(ResidualBlock(outputs, outputs, stride=1) for _ in range(blocks - 1))
+        if min(widths) >= NARROWEST_CHANNELS_LAST:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(
         self, images: Float[Tensor, "image channels height width"]

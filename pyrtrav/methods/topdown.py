@@ -52,7 +52,15 @@ from pyrtrav.encoders.paper import LEAKY_SLOPE
 from pyrtrav.errors import ConfigError
 from pyrtrav.geometry import Grid
 from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
-from pyrtrav.methods.guidance import Boxes, attached_logit, guided_draws, guided_images, hint_likelihood, hints_of
+from pyrtrav.methods.guidance import (
+    Boxes,
+    asked_for,
+    attached_logit,
+    guided_draws,
+    guided_images,
+    hint_likelihood,
+    hints_of,
+)
 from pyrtrav.policy_gradient import (
     batch_mean,
     cost_penalty,
@@ -89,6 +97,8 @@ class TopDownConfig:
     """Cells to attend an image on average, the glance not counted; one value for the greatest depth, or one a depth."""
     c_r: float | None = None
     """Average probability aimed at for each place in the grid; None derives it from c_t."""
+    location: Literal["whole", "local"] = "whole"
+    """What a cell's probability follows from: the ``whole`` map (the paper), or the cell's own part of it."""
     initial_probability: float | None = 0.5
     """Probability of every cell before training: 0.5 is the paper's zero bias; None takes c_r."""
     lambda_f: float = 1.0
@@ -188,12 +198,42 @@ class Location(Policy):
         self.grid = grid
         self.conv = nn.Conv2d(channels, grid.count, map_size)
         init_xavier(self)
-        odds = initial_probability / (1 - initial_probability)
-        nn.init.constant_(self.conv.bias, float(np.log(odds)))  # type: ignore[arg-type]
+        nn.init.constant_(self.conv.bias, _logit(initial_probability))  # type: ignore[arg-type]
 
     def logits(self, map_: Float[Tensor, "fixation channel row column"]) -> Float[Tensor, "fixation cell"]:
         logits: Tensor = self.conv(map_)
         return logits.flatten(1)
+
+
+class LocalLocation(Policy):
+    """One logit a cell, from its own part of the map by the same weights, and a bias for its place in the grid.
+
+    Few weights, each of which learns from all cells: where images are few, `Location` learns them by heart.
+
+    Raises:
+        ConfigError: cells do not end where positions of the map do.
+    """
+
+    def __init__(self, channels: int, map_size: tuple[int, int], grid: Grid, initial_probability: float) -> None:
+        super().__init__()
+        self.grid = grid
+        kernel, step = ([length * share for length in map_size] for share in (grid.side, grid.stride))
+        if any(value % 1 or value == 0 for value in (*kernel, *step)):
+            raise ConfigError(
+                f"location=local needs cells that end where positions of the encoder's map of {map_size[1]} x "
+                f"{map_size[0]} do; take a larger map, or location=whole"
+            )
+        self.conv = nn.Conv2d(channels, 1, (int(kernel[0]), int(kernel[1])), (int(step[0]), int(step[1])), bias=False)
+        self.bias = nn.Parameter(torch.full((grid.count,), _logit(initial_probability)))
+        init_xavier(self)
+
+    def logits(self, map_: Float[Tensor, "fixation channel row column"]) -> Float[Tensor, "fixation cell"]:
+        logits: Tensor = self.conv(map_)
+        return logits.flatten(1) + self.bias
+
+
+def _logit(probability: float) -> float:
+    return float(np.log(probability / (1 - probability)))
 
 
 class TopDown(Model):
@@ -207,7 +247,8 @@ class TopDown(Model):
         start = config.initial_probability
         if start is None:
             start = config.even_probability(max(config.max_depth, 1)) if config.max_depth else 0.5
-        location = Location(encoder.map_channels, encoder.map_size, grid, min(max(start, 0.01), 0.99))
+        kind = LocalLocation if config.location == "local" else Location
+        location = kind(encoder.map_channels, encoder.map_size, grid, min(max(start, 0.01), 0.99))
         self.traversal = Traversal(encoder, location, config.finest_mpp)
         self.aggregate = nn.Conv2d(size, size, grid.cells)
         self.merge = nn.Linear(2 * size, size)
@@ -331,7 +372,7 @@ class LearningRule(Objective):
             metrics[f"loss{name}"] = -float(reward.detach()[index].mean())
             metrics[f"accuracy{name}"] = float((logits.argmax(1) == target)[index].double().mean())
         if self.config.lambda_v > 0:
-            objective = objective + self.config.lambda_v * self._each_vector(model, trace, target)
+            objective = objective + self.config.lambda_v * self._each_vector(model, trace, target, hints)
         if self.depth and any(hints):
             logit = attached_logit(trace, model.location) if self.config.hint_encoder else trace.logit
             likelihood = hint_likelihood(trace, self.depth, hints, logit, self.config.hint_balance)
@@ -365,9 +406,14 @@ class LearningRule(Objective):
         start = max(wanted, min(config.explore_cells * config.cells_on_offer(depth), 3 * wanted))
         return float(start * (wanted / start) ** (progress / config.explore))
 
-    def _each_vector(self, model: TopDown, trace: Trace, target: Tensor) -> Tensor:
-        """Mean log-likelihood of the labels given each attended cell alone: the encoder learns from every look."""
-        below = np.flatnonzero((trace.depth > 0) & trace.alive[trace.image])
+    def _each_vector(self, model: TopDown, trace: Trace, target: Tensor, hints: Boxes) -> Tensor:
+        """Mean log-likelihood of the labels given an attended cell alone: the encoder learns from every look.
+
+        Where an image has hints, the label is about them: only the cells that show one count.
+        """
+        hinted = np.array([len(boxes) > 0 for boxes in hints], np.bool_)[trace.image]
+        tells = ~hinted | asked_for(trace.region, trace.image, hints)
+        below = np.flatnonzero((trace.depth > 0) & trace.alive[trace.image] & tells)
         index = torch.from_numpy(below).to(target.device)
         image = torch.from_numpy(trace.image[below]).to(target.device)
         return batch_mean(self.criterion(model.classify(trace.vector[index]), target[image]))

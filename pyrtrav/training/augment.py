@@ -19,9 +19,9 @@ from pyrtrav.training.jitter import random_colours
 
 
 class View:
-    """A pyramid turned by quarter turns and mirrored; it reads like the pyramid itself.
+    """A pyramid turned by quarter turns, mirrored and moved; it reads like the pyramid itself.
 
-    The frame is the square glance, which every turn maps onto itself.
+    The frame is a square, which every turn maps onto itself: the glance, or one that is given.
     """
 
     def __init__(
@@ -32,10 +32,11 @@ class View:
         mirror: bool,
         colours: Colours | None = None,
         hints: Sequence[Region] = (),
+        frame: Region | None = None,
     ) -> None:
         self.pyramid, self.turns, self.mirror = pyramid, turns % 4, mirror
         self.colours = colours
-        self.root = root_region(pyramid.bounds, base_resolution)
+        self.root = root_region(pyramid.bounds, base_resolution) if frame is None else frame
         self.bounds = self._turn(pyramid.bounds, forward=True)
         self.hints = tuple(self._turn(hint, forward=True) for hint in hints)
         self.mpp, self.channels, self.path = pyramid.mpp, pyramid.channels, pyramid.path
@@ -81,9 +82,28 @@ def random_view(
     turn: bool,
     jitter: float,
     hed: float = 0.0,
+    mirror: bool = False,
+    shift: float = 0.0,
     hints: Sequence[Region] = (),
 ) -> View:
-    """Draw a view: any of the eight turns, and colours (see ``random_colours``); hints (level-0 pixels) turn too."""
-    turns, mirror = (int(random.integers(4)), bool(random.integers(2))) if turn else (0, False)
+    """Draw a view; hints (level-0 pixels) go with it.
+
+    Args:
+        turn: any of the eight turns and mirrorings.
+        jitter, hed: colours (see ``random_colours``).
+        mirror: left and right may change places; ``turn`` includes that.
+        shift: by how much of its side, at most, the frame is larger than the glance, which lies anywhere in it: cells
+            and patches fall otherwise on the image, and nothing of it is lost.
+    """
+    turns, mirrored = (int(random.integers(4)), bool(random.integers(2))) if turn else (0, False)
     colours = random_colours(random, pyramid.channels, jitter=jitter, hed=hed)
-    return View(pyramid, base_resolution, turns, mirror, colours, hints)
+    if mirror and not turn:
+        mirrored = bool(random.integers(2))
+    frame = None
+    if shift > 0:
+        glance = root_region(pyramid.bounds, base_resolution)
+        more, left, above = (random.random(3) * [shift, 1, 1]).tolist()
+        slack = more * glance.width
+        side = glance.width + slack
+        frame = Region(glance.x - left * slack, glance.y - above * slack, side, side)
+    return View(pyramid, base_resolution, turns, mirrored, colours, hints, frame)

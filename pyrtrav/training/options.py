@@ -33,6 +33,10 @@ class TrainingConfig:
     """Largest norm of the gradient."""
     turn: bool = True
     """Show images in any of their eight turns and mirrorings."""
+    mirror: bool = False
+    """Swap left and right of half of the images; for images that have an up and a down (``turn`` includes it)."""
+    shift: float = 0.0
+    """Show each image smaller by up to this, anywhere in its frame, so that cells fall otherwise; 0 to 1."""
     jitter: float = 0.05
     """Colour: brightness, contrast, saturation and hue of each image vary by up to this; 0 to below 1."""
     hed: float = 0.0
@@ -71,6 +75,8 @@ class TrainingConfig:
         for name in ("jitter", "hed"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if not 0 <= self.shift <= 1:
+            raise ConfigError(f"shift must lie between 0 and 1, got {self.shift}")
         if self.lr <= 0:
             raise ConfigError(f"lr must be above 0, got {self.lr}")
         if min(self.epochs if isinstance(self.epochs, tuple) else (self.epochs,), default=0) < 1:

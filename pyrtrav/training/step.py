@@ -133,9 +133,18 @@ class Stepper:
                 continue
             random = np.random.default_rng([*member.key, 0])
             hints = self.hints.of(member.example.path, pyramid)
-            views.append(
-                random_view(pyramid, base, random, turn=config.turn, jitter=config.jitter, hed=config.hed, hints=hints)
+            view = random_view(
+                pyramid,
+                base,
+                random,
+                turn=config.turn,
+                mirror=config.mirror,
+                shift=config.shift,
+                jitter=config.jitter,
+                hed=config.hed,
+                hints=hints,
             )
+            views.append(view)
             labels.append(member.example.label)
             keys.append(member.key)
         return views, torch.tensor(labels), keys, _messages(errors)
