@@ -56,7 +56,8 @@ def evaluate(
     tried = None if budgets is None else parse_budgets(budgets)
     predictor = Predictor(model, device=device)
     card = predictor.card
-    held_out = load_held_out(data, card.classes, split, training_seed=card.training.get("seed"))
+    trained = card.training
+    held_out = load_held_out(data, card.classes, split, training_seed=trained.get("seed"), fold=trained.get("fold"))
     look = {"select": select, "tau": tau, "k": k, "budget": budget, "depth": depth, "seed": seed}
     predictor.settings(**look)
     if out is not None:

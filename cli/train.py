@@ -30,6 +30,12 @@ def train(
             "path,left,top,right,bottom, or GeoJSON named after its image (a file, or a folder of them).",
         ),
     ] = None,
+    fold: Annotated[
+        str | None,
+        typer.Option(
+            help="Cross-validation: validate on the 2nd of 5 parts with 2/5, train on the others.", metavar="K/N"
+        ),
+    ] = None,
     purpose: Annotated[str, typer.Option(help="What the model is for; travels in its file.")] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -44,12 +50,15 @@ def train(
     from pyrtrav import ranks
     from pyrtrav.model_file import load_model
     from pyrtrav.training.data import load_dataset
+    from pyrtrav.training.folds import one_fold
     from pyrtrav.training.hints import Hints, load_hints
     from pyrtrav.training.log import EpochReport
     from pyrtrav.training.setup import plan_training
     from pyrtrav.training.trainer import Trainer
 
     dataset = load_dataset(data, seed=seed)
+    if fold is not None:
+        dataset = one_fold(dataset, fold, seed)
     with ranks.joined():
         first = ranks.rank() == 0
         quiet = quiet or not first

@@ -93,6 +93,24 @@ def test_data_without_splits_are_divided_as_in_training(tmp_path: Path) -> None:
         assert [example.label for example in found.examples] == [2 - example.label for example in wanted]
 
 
+def test_a_model_of_a_fold_is_judged_on_its_own_part(tmp_path: Path) -> None:
+    """Also where the table says otherwise: in the fold, those may have been trained on."""
+    from pyrtrav.training.data import load_dataset
+    from pyrtrav.training.folds import one_fold
+
+    rows = [(image_of(label, i), label, "val" if i < 3 else "train") for label in CLASSES for i in range(12)]
+    listed = table(tmp_path / "listed.csv", rows, "path,label,split")
+    wanted = {name: one_fold(load_dataset(listed), "2/3").split(name) for name in ("train", "val")}
+    for split, name in ((None, "val"), ("val", "val"), ("train", "train")):
+        found = load_held_out(listed, CLASSES, split, training_seed=0, fold="2/3")
+        assert found.split == name
+        assert [example.path for example in found.examples] == [example.path for example in wanted[name]]
+        assert any("fold 2/3" in warning for warning in found.warnings)
+    table(tmp_path / "tested.csv", [*rows[:-1], (*rows[-1][:2], "test")], "path,label,split")
+    found = load_held_out(tmp_path / "tested.csv", CLASSES, training_seed=0, fold="2/3")
+    assert [example.path for example in found.examples] == [rows[-1][0]]
+
+
 def test_labels_are_the_model_s(folder: Path, tmp_path: Path) -> None:
     found = load_held_out(folder, ("lesion", "other", "clear"))
     assert {Path(e.path).parent.name: e.label for e in found.examples} == {"clear": 2, "lesion": 0}

@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from pyrtrav.errors import ConfigError, DatasetError
 from pyrtrav.training.data import Dataset, Example, load_dataset
-from pyrtrav.training.folds import _best_fold, _spread, k_folds
+from pyrtrav.training.folds import _best_fold, _spread, k_folds, one_fold
 from tests.samples import TISSUE
 
 
@@ -152,6 +152,18 @@ def test_what_cannot_be_divided_is_said() -> None:
         k_folds(make([(0, None)] * 6 + [(1, 5)] * 4), 2)
     folds = k_folds(make([(0, None)] * 9 + [(1, None)] * 9 + [(2, None)] * 2), 3)
     assert sum("no validation images of 'c'" in text for fold in folds for text in fold.warnings) == 1
+
+
+def test_a_fold_is_named_by_number_and_count() -> None:
+    made = dataset([example(i, i % 3) for i in range(30)])
+    folds = k_folds(made, 5, seed=2)
+    assert [one_fold(made, f"{number}/5", seed=2) for number in range(1, 6)] == folds
+    assert [fold.fold for fold in folds] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
+    for wrong in ("0/5", "6/5", "5", "2/", "a/b", "-1/5", "1.5/5", ""):
+        with pytest.raises(ConfigError, match="name one as 2/5"):
+            one_fold(made, wrong)
+    with pytest.raises(ConfigError, match="needs 2 folds or more"):
+        one_fold(made, "1/1")
 
 
 def test_ten_thousand_images_take_seconds() -> None:

@@ -58,6 +58,8 @@ class Dataset:
     warnings: tuple[str, ...]
     rule: str = "as given"
     """How training and validation images were told apart, in words."""
+    fold: str | None = None
+    """Of cross-validation, as ``2/5``."""
 
     def split(self, name: str) -> list[Example]:
         """Return the examples of ``train``, ``val`` or ``test``."""

@@ -8,6 +8,7 @@ files, nor where they lie, nor the machine decides anything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -37,6 +38,20 @@ def k_folds(dataset: Dataset, k: int, seed: int = 0) -> list[Dataset]:
     folds = [_one(dataset, fold_of, k, number, seed) for number in range(k)]
     _check_trained(dataset, folds)
     return folds
+
+
+def one_fold(dataset: Dataset, fold: str, seed: int = 0) -> Dataset:
+    """Return the dataset of one fold, such as ``2/5``: the second of five.
+
+    Raises:
+        ConfigError: no such fold.
+        DatasetError: as of `k_folds`.
+    """
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", fold)
+    number, k = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= k:
+        raise ConfigError(f"fold {fold!r} is none; name one as 2/5, the second of five")
+    return k_folds(dataset, k, seed)[number - 1]
 
 
 def _unit(example: Example) -> Unit:
@@ -97,7 +112,7 @@ def _one(dataset: Dataset, fold_of: dict[Unit, int], k: int, number: int, seed: 
         named = ", ".join(repr(dataset.classes[label]) for label in sorted(absent))
         warnings.append(f"fold {number + 1} of {k}: no validation images of {named}")
     rule = f"fold {number + 1} of {k}, stratified by class and whole groups, seed {seed}"
-    return replace(dataset, examples=examples, warnings=tuple(warnings), rule=rule)
+    return replace(dataset, examples=examples, warnings=tuple(warnings), rule=rule, fold=f"{number + 1}/{k}")
 
 
 def _check_trained(dataset: Dataset, folds: Sequence[Dataset]) -> None:

@@ -15,6 +15,7 @@ from typing import cast
 
 from pyrtrav.errors import ConfigError, DatasetError, nearest_name
 from pyrtrav.training.data import Example, Split, check_contents, check_groups, load_dataset
+from pyrtrav.training.folds import one_fold
 from pyrtrav.training.listing import read_rows
 from pyrtrav.training.manifest import SPLITS, Row
 
@@ -35,7 +36,12 @@ class HeldOut:
 
 
 def load_held_out(
-    source: str | Path, classes: Sequence[str], split: str | None = None, *, training_seed: int | None = None
+    source: str | Path,
+    classes: Sequence[str],
+    split: str | None = None,
+    *,
+    training_seed: int | None = None,
+    fold: str | None = None,
 ) -> HeldOut:
     """Return the images of a split: by default ``test`` if there is one, else ``val``, else everything.
 
@@ -45,6 +51,8 @@ def load_held_out(
         split: ``train``, ``val``, ``test`` or ``all``.
         training_seed: where the data give no such split, ``train`` and ``val`` are those that training with this seed
             makes of them.
+        fold: of cross-validation, that the model was trained in: ``train`` and ``val`` are that fold's, whatever the
+            data say.
 
     Raises:
         DatasetError: the data cannot be used, lack the split, or name a class that the model does not know.
@@ -57,8 +65,10 @@ def load_held_out(
     if not rows:
         raise DatasetError(f"{path}: lists no image that can be opened")
     given = [name for name in SPLITS if any(row.split == name for row in rows)]
-    if split in ("train", "val") and split not in given and training_seed is not None:
-        return _as_trained(path, classes, split, training_seed)
+    if fold is not None and split is None and "test" not in given:
+        split = "val"
+    if split in ("train", "val") and (split not in given or fold is not None) and training_seed is not None:
+        return _as_trained(path, classes, split, training_seed, fold)
     check_groups(rows)
     check_contents(rows, warnings)
     chosen = split or next((name for name in ("test", "val") if name in given), ALL)
@@ -84,14 +94,18 @@ def _of(split: str) -> str:
     return "all images" if split == ALL else f"the images of {split}"
 
 
-def _as_trained(path: str, classes: Sequence[str], split: str, seed: int) -> HeldOut:
-    """The part that training with this seed has made of data without that split."""
+def _as_trained(path: str, classes: Sequence[str], split: str, seed: int, fold: str | None) -> HeldOut:
+    """The part that training with this seed has made of data without that split, or in that fold."""
     dataset = load_dataset(path, seed=seed)
+    if fold is not None:
+        dataset = one_fold(dataset, fold, seed)
     examples = dataset.split(split)
     _check_labels({dataset.classes[example.label]: example.source for example in examples}, classes)
     index = [classes.index(name) if name in classes else -1 for name in dataset.classes]
     renamed = tuple(replace(example, label=index[example.label]) for example in examples)
     note = f"{path}: names no {split}; evaluated is what training with seed {seed} makes {split} of it"
+    if fold is not None:
+        note = f"{path}: evaluated is {split} of fold {fold}, in which the model was trained, with seed {seed}"
     return HeldOut(path, split, renamed, (*dataset.warnings, note))
 
 

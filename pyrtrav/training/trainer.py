@@ -271,6 +271,7 @@ class Trainer:
             "training": dataclasses.asdict(self.config),
             "images": {name: len(self.dataset.split(name)) for name in ("train", "val", "test")},
             "split": self.dataset.rule,
+            "fold": self.dataset.fold,
         }
         card = dataclasses.replace(self.card, selection=selection)
         write_outcome(self.out, self.model, card, self.log, self.at, training, reached)
