@@ -21,6 +21,7 @@ from pyrtrav.predict import Predictor
 from pyrtrav.training.data import load_dataset
 from pyrtrav.training.setup import plan_training
 from pyrtrav.training.trainer import Trainer
+from pyrtrav.training.vector_cache import VectorCache
 from pyrtrav.tree import RESULT_SCHEMA, TREE_SCHEMA, check
 from tests.samples import REPOSITORY, compared
 
@@ -331,6 +332,37 @@ def test_training_and_classifying_offline_without_the_folder(
     assert all(torch.equal(before[key], value) for key, value in after.items()) == (not trainable)
     if not trainable:
         assert_classified_alone(path, sorted((tmp_path / "data" / "val").rglob("*.png")))
+
+
+def test_kept_vectors_train_the_same_weights(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Later epochs read and encode only what the policy had not looked at before; the weights are the same."""
+    random = np.random.default_rng(0)
+    for label, shade in (("dark", 60), ("light", 190)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(6):
+            pixels = random.integers(shade - 40, shade + 40, (64, 60, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{i}.png")
+    dataset = load_dataset(tmp_path / "data")
+    found = {}
+    for kept in (0, 100):
+        options = ["epochs=3", "batch_size=4", "turn=false", "jitter=0", "max_depth=1", f"keep_vectors={kept}"]
+        card, config = plan_training(dataset, encoder=f"hf:{folders['dinov2-registers']}", assignments=options)
+        trainer = Trainer(dataset, card, config, tmp_path / f"run-{kept}", device="cpu")
+        found[kept] = load_model(trainer.run()).model.state_dict()
+        memory = trainer.model.traversal.memory
+        assert (memory is None) == (kept == 0)
+        if isinstance(memory, VectorCache):
+            places = len(dataset.examples) * (1 + 9)
+            assert memory.encoded <= places < memory.asked
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[100][name], value, rtol=1e-3, atol=1e-4)
+    for method, encoder, told in (
+        ("topdown", "residual", "only a frozen encoder's vectors"),
+        ("mil", f"hf:{folders['dinov2-registers']}", "keep_vectors is for methods"),
+    ):
+        card, config = plan_training(dataset, method=method, encoder=encoder, assignments=["keep_vectors=1"])
+        with pytest.raises(ConfigError, match=told):
+            Trainer(dataset, card, config, tmp_path / "other", device="cpu")
 
 
 def assert_classified_alone(model: Path, images: list[Path]) -> None:

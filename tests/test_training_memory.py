@@ -55,6 +55,17 @@ def test_parts_add_up_to_the_batch(folder: Path, tmp_path: Path, parts: int, met
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
+def test_a_policy_s_gradient_takes_nothing_from_the_others(folder: Path, tmp_path: Path) -> None:
+    """However far the cells are from c_t: encoder and classifier learn as they would, within the norm of their own."""
+    calm, wild = (gradients(folder, tmp_path, "lambda_v=0", "clip=0.5", f"lambda_t={t}") for t in (0, 1000))
+    norms = [torch.stack([gradient.norm() for gradient in found]).norm().item() for found in (calm, wild)]
+    different = [(a, b) for a, b in zip(calm, wild, strict=True) if not torch.allclose(a, b, rtol=1e-9, atol=1e-12)]
+    assert [tuple(a.shape) for a, _ in different] == [(9, 8, 4, 4), (9,)]  # the location module
+    assert torch.stack([b.norm() for _, b in different]).norm().item() == pytest.approx(0.5, rel=1e-4)
+    assert max(norms) <= 0.5 * 2**0.5 + 1e-6
+    assert norms[0] > 0.4
+
+
 @pytest.mark.parametrize("method", ["fcn", "topdown"])
 def test_recomputed_gradients_are_the_same(folder: Path, tmp_path: Path, method: str) -> None:
     kept = gradients(folder, tmp_path, method=method)

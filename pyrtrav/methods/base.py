@@ -43,6 +43,11 @@ class Model(nn.Module):
     def macs(self, trace: Trace) -> list[int]:
         """Multiply-accumulates spent on each image, counted from the trace."""
 
+    def policy_weights(self) -> list[nn.Parameter]:
+        """Return the weights that decide where to look. Their gradients are clipped by themselves: where they vary
+        much from step to step, as those of REINFORCE do, they take nothing from the others' steps."""
+        return []
+
     def pixels_encoded(self, trace: Trace) -> list[int]:
         """Pixels that the encoder saw of each image."""
         patch = self.encoder.base_resolution**2

@@ -266,6 +266,9 @@ class TopDown(Model):
     def location(self) -> Policy:
         return self.traversal.policy
 
+    def policy_weights(self) -> list[nn.Parameter]:
+        return list(self.location.parameters())
+
     def look(self, images: Images, settings: Settings, generator: Generators | None = None) -> Trace:
         trace: Trace = self.traversal(images, settings, generator)
         return trace

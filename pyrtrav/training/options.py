@@ -13,7 +13,7 @@ LOWER_IS_BETTER = frozenset({"loss", "calibration_error"})
 
 ClassWeights = Literal["none", "balanced"] | tuple[float, ...]
 
-NO_INFLUENCE = frozenset({"checkpoint_steps", "tensorboard"})
+NO_INFLUENCE = frozenset({"checkpoint_steps", "keep_vectors", "tensorboard"})
 """Options that change no weight: a run may be resumed with others."""
 
 
@@ -30,7 +30,7 @@ class TrainingConfig:
     weight_decay: float = 0.0
     """Decoupled (AdamW)."""
     clip: float = 5.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; the policy has one of its own."""
     turn: bool = True
     """Show images in any of their eight turns and mirrorings."""
     mirror: bool = False
@@ -58,6 +58,8 @@ class TrainingConfig:
     """Of the encoder; the rest is always float32. ``auto`` is bfloat16 on CUDA and float32 elsewhere."""
     recompute: bool = False
     """Compute the encoder's activations again for the backward pass instead of keeping them."""
+    keep_vectors: int = 0
+    """Megabytes for what a frozen encoder has made of places, so that later epochs need not read and encode them."""
     checkpoint_steps: int = 0
     """Steps between checkpoints within an epoch; 0 writes one after each epoch only."""
     tensorboard: bool = False
@@ -69,7 +71,7 @@ class TrainingConfig:
         for name in ("batch_size", "validate_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("checkpoint_steps", "patience"):
+        for name in ("checkpoint_steps", "keep_vectors", "patience"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("jitter", "hed"):

@@ -101,7 +101,10 @@ class Stepper:
             for weight in self.model.parameters():
                 if weight.grad is not None:
                     weight.grad /= done.seen
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+            policy = self.model.policy_weights()
+            chosen = {id(weight) for weight in policy}
+            for weights in (policy, [weight for weight in self.model.parameters() if id(weight) not in chosen]):
+                torch.nn.utils.clip_grad_norm_(weights, self.config.clip)
             self.optimizer.step()
         return done
 

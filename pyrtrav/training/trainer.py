@@ -39,6 +39,7 @@ from pyrtrav.training.progress import Progress
 from pyrtrav.training.step import Member, Stepper
 from pyrtrav.training.tensorboard import TensorBoard
 from pyrtrav.training.validate import validate
+from pyrtrav.training.vector_cache import keep_vectors
 
 Listener = Callable[[EpochReport], None]
 
@@ -78,6 +79,8 @@ class Trainer:
         self.stages: Sequence[Stage] = method.stages(self.method_config)
         bfloat16 = None if config.precision == "auto" else config.precision == "bfloat16"
         self.model.encoder.running = Running(bfloat16, config.recompute)
+        if config.keep_vectors:
+            keep_vectors(self.model, config.keep_vectors << 20)
         self.epochs = config.epochs_of(len(self.stages))
         if not dataset.split("val") and (config.keep != "last" or config.patience):
             raise ConfigError("keep and patience judge by validation images, and there are none; give a split val")

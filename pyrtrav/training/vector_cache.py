@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from pyrtrav.encoders.base import Encoder, Encoding
 from pyrtrav.errors import ConfigError
+from pyrtrav.methods import Model
 from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.pyramid.cache import TileCache
 from pyrtrav.sampling import Image
 from pyrtrav.selection import Bools, Floats, Ints
 from pyrtrav.training.augment import View
-from pyrtrav.traversal import Encode
+from pyrtrav.traversal import Encode, Traversal
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -42,10 +43,7 @@ class _Kept(NamedTuple):
 
 
 class VectorCache:
-    """Vectors and maps of one encoder, in memory, bounded in bytes; the least recently used make room.
-
-    ``traversal.memory = VectorCache(encoder)`` puts it to use.
-    """
+    """Vectors and maps of one encoder, in memory, bounded in bytes; the least recently used make room."""
 
     def __init__(self, encoder: Encoder, max_bytes: int = 1 << 30) -> None:
         """
@@ -113,17 +111,35 @@ class VectorCache:
         if versions == self._versions:
             return
         if any(parameter.requires_grad for parameter in self._encoder.parameters()):
-            raise ConfigError("only a frozen encoder's vectors can be kept; freeze it, or do not keep them")
+            raise ConfigError(
+                "only a frozen encoder's vectors can be kept; set keep_vectors=0, or take a pretrained encoder as it is"
+            )
         if any(isinstance(part, DROPOUTS) and part.training and part.p for part in self._encoder.modules()):
-            raise ConfigError("the encoder drops features at random; put it into eval mode to keep its vectors")
+            raise ConfigError(
+                "the encoder drops features at random, so that its vectors cannot be kept; set keep_vectors=0"
+            )
         self._versions, self._digest = versions, digest_of(self._encoder)
+
+
+def keep_vectors(model: Model, max_bytes: int) -> None:
+    """Let a model's traversal remember what its frozen encoder has made of places.
+
+    Raises:
+        ConfigError: the method has no traversal, or the encoder is trained.
+    """
+    traversal = getattr(model, "traversal", None)
+    if not isinstance(traversal, Traversal):
+        raise ConfigError("keep_vectors is for methods that look where attention goes, such as topdown; leave it at 0")
+    traversal.memory = VectorCache(model.encoder, max_bytes)
 
 
 def state_of(image: object) -> Hashable:
     """Return what tells an image, as it is shown, from any other in this process; None where nothing does."""
     if isinstance(image, View):
         of_file = state_of(image.pyramid)
-        return None if of_file is None or image.colours is not None else (of_file, image.turns, image.mirror)
+        if of_file is None or image.colours is not None:
+            return None
+        return (of_file, image.turns, image.mirror, image.root.as_tuple())
     return (image.token, 0, False) if isinstance(image, Pyramid) and image.token is not None else None
 
 
