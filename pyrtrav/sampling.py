@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyrtrav.colours import Palette
 from pyrtrav.errors import ConfigError, PyramidError
-from pyrtrav.geometry import Region
+from pyrtrav.geometry import Region, root_region
 from pyrtrav.pyramid.base import Patches
 from pyrtrav.selection import Floats, Ints
 from pyrtrav.trace import Trace
@@ -90,8 +90,8 @@ class StackedImage:
 class ImageStack(Sequence[StackedImage]):
     """Square images in memory, on any device, which a traversal reads there: for small images by the thousand.
 
-    Sides are a whole power of two times the patches' side. Patches are the means that files give too, but are not
-    rounded to whole numbers.
+    Sides are a whole power of two times the patches' side, and so are those of the regions that are read. Patches are
+    the means that files give too, but are not rounded to whole numbers.
     """
 
     def __init__(self, pixels: Float[Tensor, "image channels height width"], *, samples: int = 1) -> None:
@@ -134,23 +134,50 @@ class StackSampler:
     def __call__(
         self, image: Ints, region: Floats
     ) -> tuple[Shaped[Tensor, "fixation channels size size"], dict[int, PyramidError]]:
-        """As ``PatchSampler``, but in 0..1; nothing can fail here."""
-        device, channels = self._levels[0].device, self._levels[0].shape[3]
-        number = np.rint(np.log2(region[:, 2] / self.size)).astype(np.int64)
-        corner = np.rint(region[:, :2] / 2.0 ** number[:, None]).astype(np.int64)
-        place = torch.from_numpy(np.stack([image // self._samples, corner[:, 1], corner[:, 0]])).to(device)
-        along = torch.arange(self.size, device=device)
-        patches = self._levels[0].new_empty(len(image), self.size, self.size, channels)
-        for level in np.unique(number).tolist():
-            own = torch.from_numpy(np.flatnonzero(number == level)).to(device)
-            source, top, left = place[:, own]
-            rows, columns = top[:, None, None] + along[:, None], left[:, None, None] + along
-            patches[own] = self._levels[level][source[:, None, None], rows, columns]
-        return patches.permute(0, 3, 1, 2), {}
+        """As ``PatchSampler``, but in 0..1; no image can fail here.
+
+        Raises:
+            ConfigError: a region is no power of two times as large as a patch.
+        """
+        halvings = np.log2(region[:, 2] / self.size)
+        number = np.rint(halvings).astype(np.int64)
+        if np.abs(halvings - number).max(initial=0) > 1e-6 or number.min(initial=0) < 0:
+            raise ConfigError("images in memory are read at whole halvings of their side; use cells of side 0.5")
+        exact = region[:, :2] / 2.0 ** number[:, None]
+        corner = np.floor(exact + 1e-6).astype(np.int64)
+        beyond = exact - corner
+        if beyond.max(initial=0) < 1e-6:
+            return self._cut(image // self._samples, number, corner, self.size).permute(0, 3, 1, 2), {}
+        # Between pixels the mean over a pixel's area is that of its neighbours, by their shares of it.
+        wide = self._cut(image // self._samples, number, corner, self.size + 1)
+        right, below = torch.from_numpy(beyond.clip(min=0)).to(wide)[:, :, None, None, None].unbind(1)
+        rows = torch.lerp(wide[:, :-1], wide[:, 1:], below)
+        return torch.lerp(rows[:, :, :-1], rows[:, :, 1:], right).permute(0, 3, 1, 2), {}
+
+    def _cut(self, source: Ints, level: Ints, corner: Ints, size: int) -> Tensor:
+        """Squares (place, row, column, channel) of whole pixels; those beyond the edge are the edge's."""
+        first = self._levels[0]
+        place = torch.from_numpy(np.stack([source, corner[:, 1], corner[:, 0]])).to(first.device)
+        along = torch.arange(size, device=first.device)
+        found = first.new_empty(len(source), size, size, first.shape[3])
+        for number in np.unique(level).tolist():
+            own = torch.from_numpy(np.flatnonzero(level == number)).to(first.device)
+            stacked, top, left = place[:, own]
+            pixels = self._levels[number]
+            rows = (top[:, None, None] + along[:, None]).clamp(max=pixels.shape[1] - 1)
+            columns = (left[:, None, None] + along).clamp(max=pixels.shape[2] - 1)
+            found[own] = pixels[stacked[:, None, None], rows, columns]
+        return found
 
 
 Images = Sequence[Image] | ImageStack
 """What a traversal takes."""
+
+
+def root_of(image: Image | StackedImage, base_resolution: int) -> Region:
+    """Return what the glance shows: the square around the image, or the frame that a view has of its own."""
+    frame: Region | None = getattr(image, "frame", None)
+    return root_region(image.bounds, base_resolution) if frame is None else frame
 
 
 def repeat_images(images: Images, samples: int) -> Images:

@@ -47,6 +47,8 @@ class Trace:
         self.eligible: Bools = np.zeros(0, np.bool_)
         self.child: Ints = np.zeros(0, np.int64)
         """The fixation that an edge led to; -1 where it is off."""
+        self.cut: Bools = np.zeros(0, np.bool_)
+        """Edges that were to be on, but more fixations than that are not followed: nothing was decided there."""
         self._logits: list[Tensor] = []
 
         self.expanded: Ints = np.zeros(0, np.int64)
@@ -89,6 +91,7 @@ class Trace:
         self.probability = np.concatenate([self.probability, probability])
         self.eligible = np.concatenate([self.eligible, eligible])
         self.child = np.concatenate([self.child, np.full(len(parent), -1)])
+        self.cut = np.concatenate([self.cut, np.zeros(len(parent), np.bool_)])
         self._logits.append(logit)
 
     def until(self, depth: int) -> "Trace":
@@ -101,7 +104,7 @@ class Trace:
         part.errors, part.truncated = list(self.errors), self.truncated.copy()
         for name in ("image", "depth", "step", "column", "row", "region"):
             setattr(part, name, getattr(self, name)[kept])
-        for name in ("cell", "cell_column", "cell_row", "cell_region", "probability", "eligible"):
+        for name in ("cell", "cell_column", "cell_row", "cell_region", "probability", "eligible", "cut"):
             setattr(part, name, getattr(self, name)[edges])
         # A child of -1 is no fixation and stays -1.
         part.parent, part.child = number[self.parent[edges]], number[self.child[edges]]
@@ -170,15 +173,19 @@ class Trace:
         """The edges decided by fixations above ``depth``: those of a run that stops there."""
         return np.flatnonzero(self.depth[self.parent] < depth)
 
+    def _decided(self, depth: int) -> Ints:
+        edges = self.decisions(depth)
+        return edges[~self.cut[edges]]
+
     def decision_logit(self, depth: int, images: Bools | None = None) -> Float[Tensor, " edge"]:
         """The logits of those edges, of some images; by default of those without an error."""
-        edges = self.decisions(depth)
+        edges = self._decided(depth)
         counted = self.alive if images is None else images
         return self.logit[self._tensor(edges[counted[self.image[self.parent[edges]]]])]
 
     def decision_log_prob(self, depth: int) -> Float[Tensor, " image"]:
         """log p(l | x) of a run down to ``depth``: equation (8a), over the edges of distinct fixations."""
-        edges = self.decisions(depth)
+        edges = self._decided(depth)
         logit = self.logit[self._tensor(edges)]
         on = self._tensor(self.on[edges])
         # log sigmoid(z) where on, log(1 - sigmoid(z)) = log sigmoid(-z) where off, without cancellation.

@@ -14,8 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from pyrtrav.encoders.base import Encoder, Encoding
-from pyrtrav.geometry import Grid, halvings, root_region
-from pyrtrav.sampling import Image, Images, PatchSampler, StackedImage, StackSampler, make_sampler, read_ahead, sources
+from pyrtrav.geometry import Grid, halvings
+from pyrtrav.sampling import (
+    Image,
+    Images,
+    PatchSampler,
+    StackedImage,
+    StackSampler,
+    make_sampler,
+    read_ahead,
+    root_of,
+    sources,
+)
 from pyrtrav.selection import Bools, Floats, Ints, Settings, affordable, best_first, eligible_edges
 from pyrtrav.trace import Trace, place, take_rows
 
@@ -61,6 +71,15 @@ class Fixations(NamedTuple):
     """Edges of the trace, on an axis of their own."""
     leads_to: Ints
     """For each of them its place on the fixation axis."""
+
+
+class Places(NamedTuple):
+    """Positions on the lattice of each image."""
+
+    image: Ints
+    depth: Ints
+    column: Ints
+    row: Ints
 
 
 class Expanded(NamedTuple):
@@ -115,7 +134,7 @@ class Traversal(nn.Module):
         """
         base = self.encoder.base_resolution
         device = next(self.parameters()).device
-        trace = Trace([root_region(image.bounds, base) for image in images], device)
+        trace = Trace([root_of(image, base) for image in images], device)
         limits = self._limits(images, settings)
         reading = Reading(make_sampler(images, base, device), sources(images), settings.encode_batch)
         fixations = _glance(trace)
@@ -127,13 +146,38 @@ class Traversal(nn.Module):
             step += 1
         return trace
 
+    def glimpse(self, images: Images, places: Places, depth: int) -> Trace:
+        """Look at places wherever they are; returns a trace of these alone.
+
+        Its edges are the cells of those above ``depth``, all off.
+
+        Raises:
+            ConfigError: the grid has no lattice.
+        """
+        base = self.encoder.base_resolution
+        device = next(self.parameters()).device
+        trace = Trace([root_of(image, base) for image in images], device)
+        if not len(places.image):
+            return trace
+        settings = Settings(select="all", depth=depth)
+        regions = [
+            self.grid.lattice_region(trace.roots[image], *place).as_tuple()
+            for image, *place in np.stack(places, axis=1).tolist()
+        ]
+        none = np.zeros(0, np.int64)
+        fixations = Fixations(*places, np.array(regions), none, none)
+        reading = Reading(make_sampler(images, base, device), sources(images), settings.encode_batch)
+        expanded = self._look(trace, fixations, reading, 0)
+        self._propose(trace, expanded, self._limits(images, settings), settings, None)
+        return trace
+
     def depth_of(self, image: Image | StackedImage, settings: Settings) -> int:
         """How deep the image is followed: the settings' depth, less where it has fewer halvings."""
         finest = 1.0
         if self.finest_mpp is not None and image.mpp is not None:
             finest = max(1.0, self.finest_mpp / image.mpp)
         base = self.encoder.base_resolution
-        return min(settings.depth, halvings(root_region(image.bounds, base), base, self.grid.side, finest))
+        return min(settings.depth, halvings(root_of(image, base), base, self.grid.side, finest))
 
     def _limits(self, images: Images, settings: Settings) -> Limits:
         depth = np.array([self.depth_of(image, settings) for image in images], np.int64)
@@ -309,6 +353,7 @@ class Traversal(nn.Module):
         if cut and round_size == left:
             # Nothing more can be afforded: what is left stays off. Under a budget alone that is no truncation.
             trace.eligible[np.delete(edges, taken)] = False
+            trace.cut[np.delete(edges, taken)] = True
             by_budget = settings.select == "budget" and settings.budget == settings.allowed
             trace.truncated[image] |= not by_budget
         return edges[taken]
@@ -349,8 +394,9 @@ def _holds_image(region: Floats, bounds: Floats) -> Bools:
     """Whether cells share area with the image; those that do not are no candidates."""
     x, y, width, height = region.T
     left, top, right, bottom = bounds.T
-    inside: Bools = (np.minimum(x + width, right) > np.maximum(x, left)) & (
-        np.minimum(y + height, bottom) > np.maximum(y, top)
+    # What rounding alone shares is nothing.
+    inside: Bools = (np.minimum(x + width, right) - np.maximum(x, left) > 1e-6 * width) & (
+        np.minimum(y + height, bottom) - np.maximum(y, top) > 1e-6 * height
     )
     return inside
 
@@ -367,6 +413,23 @@ def draw(trace: Trace, parents: Ints, cell: Ints, generator: Generators | None) 
         own = image == number
         draws[own] = torch.rand(int(own.sum()), generator=generator[number], dtype=torch.float64).numpy()
     return draws
+
+
+def own_draws(generator: Generators | None, image: int, images: int, count: int, purpose: int) -> Floats:
+    """Return uniforms in 0..1 that an image has for something else than its cells.
+
+    Args:
+        image: its number among ``images``, in which each may stand several times, in runs.
+        count: how many.
+        purpose: draws for one are not those for another, where the generator is a function that knows its images.
+    """
+    known = getattr(generator, "own", None)
+    if known is not None:
+        drawn: Floats = known(image, images, count, purpose)
+        return drawn
+    one = generator[image] if isinstance(generator, Sequence) else generator
+    own = one if isinstance(one, torch.Generator) else None
+    return torch.rand(count, generator=own, dtype=torch.float64).numpy()
 
 
 def _in_order(values: Ints) -> tuple[Ints, Ints]:

@@ -105,7 +105,7 @@ def test_a_shifted_view_shows_the_whole_image_where_it_says(size: tuple[int, int
     for turn in (False, True):
         for _ in range(20):
             view = random_view(image, 8, random, turn=turn, mirror=True, shift=0.5, jitter=0)
-            frame, glance = view.in_file(view.root), root_region(image.bounds, 8)
+            frame, glance = view.in_file(view.frame), root_region(image.bounds, 8)
             for start, end, first, last in (
                 (frame.x, frame.right, glance.x, glance.right),
                 (frame.y, frame.bottom, glance.y, glance.bottom),
@@ -116,7 +116,7 @@ def test_a_shifted_view_shows_the_whole_image_where_it_says(size: tuple[int, int
             sides.append(frame.width / glance.width)
             places.append((glance.x - frame.x) / (frame.width - glance.width))
             # What is read of a region of the view is that region of the file, turned as the view is.
-            region = Region(view.root.x + frame.width / 4, view.root.y + frame.width / 3, 16.0, 16.0)
+            region = Region(view.frame.x + frame.width / 4, view.frame.y + frame.width / 3, 16.0, 16.0)
             stored = image.read_many([view.in_file(region)], 16).pixels[0]
             turned = np.rot90(stored, view.turns)
             np.testing.assert_array_equal(
@@ -130,7 +130,7 @@ def test_hints_move_with_a_shifted_view() -> None:
     image = ArrayPyramid(np.zeros((64, 64, 3), np.uint8))
     hint = Region(5.0, 9.0, 3.0, 4.0)
     view = random_view(image, 8, np.random.default_rng(2), turn=False, mirror=True, shift=0.5, jitter=0, hints=[hint])
-    assert view.root.width > 64
+    assert view.frame.width > 64
     assert view.in_file(view.hints[0]).as_tuple() == pytest.approx(hint.as_tuple())
 
 

@@ -178,8 +178,8 @@ def test_hints_turn_with_the_image(turns: int, mirror: bool, x: int, y: int, wid
     pixels[y : y + height, x : x + width] = 100
     view = view_of(ArrayPyramid(pixels, channels=1), Region(x, y, width, height), turns=turns, mirror=mirror, base=16)
     (hint,) = view.hints
-    shown = view.read_many([view.root], 20).pixels[0, ..., 0]
-    left, top = round(hint.x - view.root.x), round(hint.y - view.root.y)
+    shown = view.read_many([view.frame], 20).pixels[0, ..., 0]
+    left, top = round(hint.x - view.frame.x), round(hint.y - view.frame.y)
     inside = shown[top : top + round(hint.height), left : left + round(hint.width)]
     assert (inside == 100).all()
     assert inside.size == (shown == 100).sum() == width * height

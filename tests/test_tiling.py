@@ -48,8 +48,8 @@ def test_the_background_is_found_through_a_view_of_other_colours() -> None:
     """A tile follows the turn, and what a view paints changes no background."""
     image = ArrayPyramid(with_spot())
     view = View(image, 16, 1, False, Colours(value=0.6 * np.eye(3, 4)))
-    share = background_share(view, view.root, 2)
-    assert (share == np.rot90(background_share(image, view.root, 2))).all()
+    share = background_share(view, view.frame, 2)
+    assert (share == np.rot90(background_share(image, view.frame, 2))).all()
     assert share.min() == 0.5
 
 

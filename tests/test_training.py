@@ -169,7 +169,7 @@ def test_a_view_is_the_turned_image(turns: int, mirror: bool, column: int, row: 
     if mirror:
         turned = turned[:, ::-1]
     view = View(image, 16, turns, mirror, None)
-    region = Region(view.root.x + column, view.root.y + row, width, height)
+    region = Region(view.frame.x + column, view.frame.y + row, width, height)
     got = view.read_many([region], (width, height)).pixels[0]
     assert (got == turned[row : row + height, column : column + width]).all()
 

@@ -26,10 +26,10 @@ from pyrtrav.colours import Palette
 from pyrtrav.encoders.base import Encoder, count_macs
 from pyrtrav.encoders.paper import FullyConnectedHead
 from pyrtrav.errors import ConfigError, PyramidError
-from pyrtrav.geometry import Region, halvings, root_region
+from pyrtrav.geometry import Region, halvings
 from pyrtrav.methods.base import Method, Model, Stage
 from pyrtrav.methods.cross_entropy import CrossEntropy
-from pyrtrav.sampling import Image
+from pyrtrav.sampling import Image, root_of
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
 from pyrtrav.traversal import Generators
@@ -81,7 +81,7 @@ class Fcn(Model):
 
     def look(self, images: Sequence[Image], settings: Settings, generator: Generators | None = None) -> Trace:
         device = next(self.parameters()).device
-        trace = Trace([root_region(image.bounds, self.encoder.base_resolution) for image in images], device)
+        trace = Trace([root_of(image, self.encoder.base_resolution) for image in images], device)
         vectors = []
         for number, image in enumerate(images):
             begun = time.perf_counter()

@@ -16,16 +16,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyrtrav.geometry import Region
+from pyrtrav.ranks import whole_mean
 from pyrtrav.sampling import Images
 from pyrtrav.selection import Bools, Floats, Ints
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Draws, Generators, Policy, Traversal, draw
+from pyrtrav.traversal import Draws, Generators, Policy, Traversal, draw, own_draws
 
 Boxes = Sequence[Sequence[Region]]
 """For each image of a trace its hints, in the frame of the trace's regions."""
 
 HELD = 0.5
 """Of the most that a cell could hold of a hint."""
+
+GUIDED, PLACES = 2, 3
+"""What draws of an image's own are for."""
 
 
 def hints_of(images: Images) -> Boxes:
@@ -88,25 +92,33 @@ def hint_likelihood(
     asked = asked_for(trace.cell_region[edges], image, hints)
     parent = trace.parent[edges]
     level = trace.depth[parent]
-    levels = np.unique(level).tolist()
-    total = torch.zeros((), dtype=logits.dtype, device=trace.device)
-    for number in levels:
+    total, parents = [], []
+    for number in range(depth):
         own = level == number
         logit = logits[torch.from_numpy(edges[own]).to(trace.device)]
-        target = torch.from_numpy(asked[own]).to(logit)
-        weight = torch.where(target > 0, balance, 1.0).to(logit)
-        missed = functional.binary_cross_entropy_with_logits(logit, target, weight, reduction="sum")
-        total = total - missed / len(np.unique(parent[own]))
-    return total / max(len(levels), 1)
+        total.append(-missed_hints(logit, asked[own], balance))
+        parents.append(len(np.unique(parent[own])))
+    number_of = torch.tensor(parents, dtype=logits.dtype, device=trace.device)
+    mean = whole_mean(torch.stack(total), number_of)
+    # Depths that a fixation of any process has decided at.
+    reached = whole_mean(number_of.sign(), 1) > 0
+    return mean.sum() / reached.sum().clamp(min=1)
+
+
+def missed_hints(logit: Float[Tensor, " edge"], asked: Bools, balance: float) -> Float[Tensor, ""]:
+    """Return the negative log-likelihood of deciding as hints ask; a miss weighs ``balance`` needless looks."""
+    target = torch.from_numpy(asked).to(logit)
+    weight = torch.where(target > 0, balance, 1.0).to(logit)
+    return functional.binary_cross_entropy_with_logits(logit, target, weight, reduction="sum")
 
 
 def guided_images(hints: Boxes, share: float, generator: Generators) -> Bools:
     """Draw which images of a trace follow their hints: each that has some, with probability ``share``."""
     guided = np.zeros(len(hints), np.bool_)
-    if share > 0 and any(hints):
-        own = generator if isinstance(generator, torch.Generator) else None
-        chance = torch.rand(len(hints), generator=own, dtype=torch.float64).numpy()
-        guided = (chance < share) & np.array([len(boxes) > 0 for boxes in hints], np.bool_)
+    if share > 0:
+        for number, boxes in enumerate(hints):
+            if boxes:
+                guided[number] = own_draws(generator, number, len(hints), 1, GUIDED)[0] < share
     return guided
 
 

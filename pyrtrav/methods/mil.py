@@ -34,15 +34,18 @@ from torch.utils.checkpoint import checkpoint
 
 from pyrtrav.encoders.base import Encoder, count_macs, init_xavier
 from pyrtrav.errors import ConfigError, PyramidError
-from pyrtrav.geometry import Region, halvings, root_region
+from pyrtrav.geometry import Region, halvings
 from pyrtrav.methods.base import Method, Metrics, Model, Stage
 from pyrtrav.methods.cross_entropy import CrossEntropy
-from pyrtrav.sampling import Image, make_sampler, read_ahead
+from pyrtrav.sampling import Image, make_sampler, read_ahead, root_of
 from pyrtrav.selection import Settings
 from pyrtrav.tiling import Tiles, background_share, tiles_of, without_background
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Generators
+from pyrtrav.traversal import Generators, own_draws
 from pyrtrav.tree import Node
+
+TILES = 1
+"""What draws of an image's own are for."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class Mil(Model):
         """Encode the tiles of all images, ``count`` at a time."""
         device = next(self.parameters()).device
         base = self.encoder.base_resolution
-        trace = Trace([root_region(image.bounds, base) for image in images], device)
+        trace = Trace([root_of(image, base) for image in images], device)
         chosen = [self._choose(trace, number, image, most, generator) for number, image in enumerate(images)]
         image = np.repeat(np.arange(len(images)), [len(tiles.row) for tiles in chosen])
         column, row, region = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
@@ -177,11 +180,8 @@ class Mil(Model):
             tiles = without_background(tiles, share, self.config.skip_background)
         if most is None or len(tiles.row) <= most:
             return tiles
-        own = generator[number] if isinstance(generator, Sequence) else generator
-        if callable(own):
-            own = None  # that draws cells, of which there are none here: torch's own generator draws tiles
-        drawn: torch.Tensor = torch.randperm(len(tiles.row), generator=own)[:most]
-        return tiles.take(np.sort(drawn.numpy()))
+        drawn = own_draws(generator, number, trace.images, len(tiles.row), TILES)
+        return tiles.take(np.sort(np.argsort(drawn)[:most]))
 
     def _encode(self, patches: Tensor) -> Tensor:
         vector: Tensor = self.encoder(patches).vector

@@ -24,7 +24,7 @@ Differs from the paper:
 3. The slope of the leaky ReLU is not stated in the paper; 0.2 is TensorFlow's default.
 4. The first batch's mean starts the baseline (12), and a step uses the baseline from before it.
 5. c_r is not given in the paper; by default it is the probability at which a policy that favours no place attends
-   c_t cells (``policy_gradient.probability_for``).
+   c_t cells, counted as the paper's tree does (``policy_gradient.probability_for``), and follows c_t while that falls.
 6. The default weights (lambda) are not the paper's: with Adam only their ratio and its epsilon matter.
 7. REINFORCE compares a draw with the image's other draws (``baseline``); "average" is the paper's (12).
 8. The levels of (6) are the prefixes of one sampled traversal, each with its own b.
@@ -61,6 +61,7 @@ from pyrtrav.methods.guidance import (
     hint_likelihood,
     hints_of,
 )
+from pyrtrav.methods.lesson import HintLesson
 from pyrtrav.policy_gradient import (
     batch_mean,
     cost_penalty,
@@ -72,7 +73,7 @@ from pyrtrav.policy_gradient import (
     probability_for,
     reinforce,
 )
-from pyrtrav.ranks import count, whole_mean
+from pyrtrav.ranks import whole_mean
 from pyrtrav.sampling import Image, Images, repeat_images
 from pyrtrav.selection import Bools, Ints, Settings
 from pyrtrav.trace import Trace, take_rows
@@ -134,6 +135,8 @@ class TopDownConfig:
     """Let hints train the encoder too: features made for labels alone hardly show a policy where to look."""
     guide: float = 0.0
     """Share of the draws, of images with hints, that attend what the hints ask for beside what the policy draws."""
+    lesson: bool = False
+    """Begin with a stage that learns from places around the hints at all depths, before any traversal."""
     hint_fall: float = 1.0
     """Share of ``lambda_g`` and ``guide`` that is left at the end of the last stage; they fall evenly over stages."""
 
@@ -157,6 +160,8 @@ class TopDownConfig:
             raise ConfigError(f"level_weights must be 0 or more, got {self.level_weights}")
         if self.max_depth and not min(self.c_t if isinstance(self.c_t, tuple) else (self.c_t,)) > 0:
             raise ConfigError(f"c_t must be above 0, got {self.c_t}")
+        if self.lesson and self.grid.ratio is None:
+            raise ConfigError(f"cells of side {self.side} lie on no lattice; lesson needs a whole 1/side")
         if self.share_cells and self.grid.ratio is None:
             raise ConfigError(f"cells of side {self.side} lie on no lattice; share_cells needs a whole 1/side")
 
@@ -183,11 +188,11 @@ class TopDownConfig:
             return sum(self.grid.positions(z) ** 2 for z in range(1, depth + 1))
         return sum(self.grid.count**z for z in range(1, depth + 1))
 
-    def even_probability(self, depth: int) -> float:
-        """c_r of a stage that goes down to ``depth``."""
+    def even_probability(self, depth: int, wanted: float | None = None) -> float:
+        """c_r of a stage that goes down to ``depth``, and attends ``wanted`` cells; by default c_t."""
         if self.c_r is not None:
             return self.c_r
-        return probability_for(self.cells_wanted(depth), self.grid.count, depth)
+        return probability_for(self.cells_wanted(depth) if wanted is None else wanted, self.grid.count, depth)
 
 
 class Location(Policy):
@@ -217,13 +222,14 @@ class LocalLocation(Policy):
     def __init__(self, channels: int, map_size: tuple[int, int], grid: Grid, initial_probability: float) -> None:
         super().__init__()
         self.grid = grid
-        kernel, step = ([length * share for length in map_size] for share in (grid.side, grid.stride))
-        if any(value % 1 or value == 0 for value in (*kernel, *step)):
+        exact = np.multiply.outer([grid.side, grid.stride], map_size)
+        kernel, step = np.rint(exact).astype(np.int64).tolist()
+        if not np.allclose(exact, [kernel, step]) or min(kernel + step) == 0:
             raise ConfigError(
                 f"location=local needs cells that end where positions of the encoder's map of {map_size[1]} x "
                 f"{map_size[0]} do; take a larger map, or location=whole"
             )
-        self.conv = nn.Conv2d(channels, 1, (int(kernel[0]), int(kernel[1])), (int(step[0]), int(step[1])), bias=False)
+        self.conv = nn.Conv2d(channels, 1, kernel, step, bias=False)
         self.bias = nn.Parameter(torch.full((grid.count,), _logit(initial_probability)))
         init_xavier(self)
 
@@ -376,12 +382,14 @@ class LearningRule(Objective):
             metrics[f"accuracy{name}"] = float((logits.argmax(1) == target)[index].double().mean())
         if self.config.lambda_v > 0:
             objective = objective + self.config.lambda_v * self._each_vector(model, trace, target, hints)
-        if self.depth and any(hints):
+        # Asked of all processes, which take the mean together or not at all.
+        if self.depth and float(whole_mean(torch.tensor(float(any(hints))), 1)) > 0:
             logit = attached_logit(trace, model.location) if self.config.hint_encoder else trace.logit
             likelihood = hint_likelihood(trace, self.depth, hints, logit, self.config.hint_balance)
-            # Each process has a mean of its own images.
-            objective = objective + self.config.lambda_g * left * likelihood / count()
+            objective = objective + self.config.lambda_g * left * likelihood
             metrics["hint_loss"] = -float(likelihood.detach())
+        if trace.truncated.any():
+            metrics["truncated"] = float(trace.truncated.mean())
         metrics["cells"] = float(trace.cells_attended(self.depth)[shown].sum() / max(int(shown.sum()), 1))
         return -objective, metrics, trace
 
@@ -439,10 +447,11 @@ class LearningRule(Objective):
         compared: float | Tensor = used
         if config.baseline == "leave_one_out":
             compared = others_mean(reward, torch.div(own, config.samples, rounding_mode="floor"), used)
+        wanted = self.cells_wanted(depth, progress)
         objective = (
             config.lambda_f * reinforce(log_prob, reward, compared)
-            + config.lambda_t * cost_penalty(cells, self.cells_wanted(depth, progress))
-            + config.lambda_r * diversity_penalty(by_cell, config.even_probability(depth))
+            + config.lambda_t * cost_penalty(cells, wanted)
+            + config.lambda_r * diversity_penalty(by_cell, config.even_probability(depth, wanted))
         )
         if config.lambda_e > 0:
             objective = objective + config.lambda_e * mean_entropy(trace.decision_logit(depth, images))
@@ -452,7 +461,8 @@ class LearningRule(Objective):
 def stages(config: TopDownConfig) -> list[Stage]:
     """Gradual learning (5): one more depth a stage; or all depths at once. Depth 0 alone is plain classification."""
     depths = range(1, config.max_depth + 1) if config.gradual and config.max_depth else [config.max_depth]
-    return [Stage(f"depth {depth}", depth, LearningRule(config, depth)) for depth in depths]
+    first = [Stage("lesson", 0, HintLesson(config.max_depth, config.hint_balance))] if config.lesson else []
+    return first + [Stage(f"depth {depth}", depth, LearningRule(config, depth)) for depth in depths]
 
 
 METHOD = Method(

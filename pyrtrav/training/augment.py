@@ -36,7 +36,7 @@ class View:
     ) -> None:
         self.pyramid, self.turns, self.mirror = pyramid, turns % 4, mirror
         self.colours = colours
-        self.root = root_region(pyramid.bounds, base_resolution) if frame is None else frame
+        self.frame = root_region(pyramid.bounds, base_resolution) if frame is None else frame
         self.bounds = self._turn(pyramid.bounds, forward=True)
         self.hints = tuple(self._turn(hint, forward=True) for hint in hints)
         self.mpp, self.channels, self.path = pyramid.mpp, pyramid.channels, pyramid.path
@@ -47,8 +47,8 @@ class View:
 
     def _turn(self, region: Region, *, forward: bool) -> Region:
         """Map a region between the file's frame and the view's (forward: file to view)."""
-        side = self.root.width
-        x, y, w, h = region.x - self.root.x, region.y - self.root.y, region.width, region.height
+        side = self.frame.width
+        x, y, w, h = region.x - self.frame.x, region.y - self.frame.y, region.width, region.height
         if not forward and self.mirror:
             x = side - x - w
         for _ in range(self.turns if forward else (4 - self.turns) % 4):
@@ -56,7 +56,7 @@ class View:
             x, y, w, h = y, side - x - w, h, w
         if forward and self.mirror:
             x = side - x - w
-        return Region(x + self.root.x, y + self.root.y, w, h)
+        return Region(x + self.frame.x, y + self.frame.y, w, h)
 
     def read_many(
         self, regions: Sequence[Region], size: int | tuple[int, int], *, out: NDArray[np.uint8] | None = None

@@ -29,6 +29,10 @@ Key = tuple[int, ...]
 """Names a place in a run, such as (seed, stage, epoch, image): the seed of what is random there."""
 
 
+_OTHER = 1 << 20
+"""Above any number of samples."""
+
+
 @dataclass(frozen=True)
 class Member:
     """An image of a batch, and the key of its draws."""
@@ -72,6 +76,11 @@ class ImageDraws:
             own = image == number
             draws[own] = self._generators[number].random(int(own.sum()))
         return draws
+
+    def own(self, image: int, images: int, count: int, purpose: int) -> Floats:
+        """Return uniforms for something else than cells (see ``traversal.own_draws``)."""
+        samples = images // len(self.keys)
+        return np.random.default_rng([*self.keys[image // samples], _OTHER + purpose, image % samples]).random(count)
 
 
 class Stepper:

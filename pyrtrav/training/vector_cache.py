@@ -139,7 +139,7 @@ def state_of(image: object) -> Hashable:
         of_file = state_of(image.pyramid)
         if of_file is None or image.colours is not None:
             return None
-        return (of_file, image.turns, image.mirror, image.root.as_tuple())
+        return (of_file, image.turns, image.mirror, image.frame.as_tuple())
     return (image.token, 0, False) if isinstance(image, Pyramid) and image.token is not None else None
 
 
