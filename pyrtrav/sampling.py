@@ -143,31 +143,38 @@ class StackSampler:
         number = np.rint(halvings).astype(np.int64)
         if np.abs(halvings - number).max(initial=0) > 1e-6 or number.min(initial=0) < 0:
             raise ConfigError("images in memory are read at whole halvings of their side; use cells of side 0.5")
-        exact = region[:, :2] / 2.0 ** number[:, None]
-        corner = np.floor(exact + 1e-6).astype(np.int64)
-        beyond = exact - corner
-        if beyond.max(initial=0) < 1e-6:
-            return self._cut(image // self._samples, number, corner, self.size).permute(0, 3, 1, 2), {}
-        # Between pixels the mean over a pixel's area is that of its neighbours, by their shares of it.
-        wide = self._cut(image // self._samples, number, corner, self.size + 1)
-        right, below = torch.from_numpy(beyond.clip(min=0)).to(wide)[:, :, None, None, None].unbind(1)
-        rows = torch.lerp(wide[:, :-1], wide[:, 1:], below)
-        return torch.lerp(rows[:, :, :-1], rows[:, :, 1:], right).permute(0, 3, 1, 2), {}
+        first, source = self._levels[0], image // self._samples
+        patches = first.new_empty(len(image), self.size, self.size, first.shape[3])
+        for level in np.unique(number).tolist():
+            own = np.flatnonzero(number == level)
+            corner = region[own, :2] / 2**level
+            whole = np.rint(corner)
+            if np.abs(corner - whole).max() < 1e-6:
+                found = self._cut(level, source[own], whole.astype(np.int64), self.size)
+            else:
+                found = self._between(source[own], region[own, :2], 2**level)
+            patches[torch.from_numpy(own).to(first.device)] = found
+        return patches.permute(0, 3, 1, 2), {}
 
-    def _cut(self, source: Ints, level: Ints, corner: Ints, size: int) -> Tensor:
-        """Squares (place, row, column, channel) of whole pixels; those beyond the edge are the edge's."""
-        first = self._levels[0]
-        place = torch.from_numpy(np.stack([source, corner[:, 1], corner[:, 0]])).to(first.device)
-        along = torch.arange(size, device=first.device)
-        found = first.new_empty(len(source), size, size, first.shape[3])
-        for number in np.unique(level).tolist():
-            own = torch.from_numpy(np.flatnonzero(level == number)).to(first.device)
-            stacked, top, left = place[:, own]
-            pixels = self._levels[number]
-            rows = (top[:, None, None] + along[:, None]).clamp(max=pixels.shape[1] - 1)
-            columns = (left[:, None, None] + along).clamp(max=pixels.shape[2] - 1)
-            found[own] = pixels[stacked[:, None, None], rows, columns]
-        return found
+    def _between(self, source: Ints, corner: Floats, step: int) -> Tensor:
+        """Squares of patch pixels, each ``step`` pixels of the image wide, that begin between two of the level's."""
+        whole = np.floor(corner + 1e-6)
+        wide = self._cut(0, source, whole.astype(np.int64), self.size * step + 1)
+        # Between two pixels of the image the mean over an area is that of both, by their shares.
+        right, below = torch.from_numpy((corner - whole).clip(min=0)).to(wide)[:, :, None, None, None].unbind(1)
+        rows = torch.lerp(wide[:, :-1], wide[:, 1:], below)
+        fine = torch.lerp(rows[:, :, :-1], rows[:, :, 1:], right)
+        return torch.nn.functional.avg_pool2d(fine.permute(0, 3, 1, 2), step).permute(0, 2, 3, 1)
+
+    def _cut(self, level: int, source: Ints, corner: Ints, size: int) -> Tensor:
+        """Squares (place, row, column, channel) of a level's pixels; those beyond the edge are the edge's."""
+        pixels = self._levels[level]
+        place = torch.from_numpy(np.stack([source, corner[:, 1], corner[:, 0]])).to(pixels.device)
+        along = torch.arange(size, device=pixels.device)
+        stacked, top, left = place[:, :, None, None]
+        rows = (top + along[:, None]).clamp(max=pixels.shape[1] - 1)
+        columns = (left + along).clamp(max=pixels.shape[2] - 1)
+        return pixels[stacked, rows, columns]
 
 
 Images = Sequence[Image] | ImageStack

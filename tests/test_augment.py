@@ -16,6 +16,7 @@ from pyrtrav.encoders.residual import ResidualEncoder
 from pyrtrav.errors import ConfigError
 from pyrtrav.geometry import Grid, Region, root_region
 from pyrtrav.methods.fcn import Fcn, FcnConfig
+from pyrtrav.methods.mil import Mil, MilConfig
 from pyrtrav.methods.topdown import TopDown, TopDownConfig
 from pyrtrav.pyramid.array import ArrayPyramid
 from pyrtrav.selection import Settings
@@ -124,6 +125,38 @@ def test_a_shifted_view_shows_the_whole_image_where_it_says(size: tuple[int, int
             )
     assert max(sides) - min(sides) > 0.3
     assert max(places) - min(places) > 0.7
+
+
+@pytest.mark.parametrize("method", ["topdown", "mil", "fcn"])
+def test_every_method_looks_at_the_frame_of_a_shifted_view(method: str) -> None:
+    """As at an image that has those margins: where it looks, and what it believes."""
+    torch.manual_seed(0)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
+    margins = np.full((32, 32), 255, np.uint8)
+    margins[12:28, 4:20] = pixels
+    framed = View(ArrayPyramid(pixels, channels=1), 4, 0, False, frame=Region(-4.0, -12.0, 32.0, 32.0))
+    models = {
+        "topdown": lambda: TopDown(TopDownConfig(max_depth=2), SmallEncoder(), 3),
+        "mil": lambda: Mil(MilConfig(depth=2), SmallEncoder(), 3),
+        "fcn": lambda: Fcn(FcnConfig(2), ResidualEncoder(channels=1, base_resolution=4, widths=(4,)), 3),
+    }
+    model = models[method]()
+    with torch.no_grad():
+        trace = model.look([framed], Settings(select="all", depth=2))
+        plain = model.look([View(ArrayPyramid(pixels, channels=1), 4, 0, False)], Settings(select="all", depth=2))
+        whole = model.look([ArrayPyramid(margins, channels=1)], Settings(select="all", depth=2))
+    assert trace.roots[0].as_tuple() == (-4.0, -12.0, 32.0, 32.0)
+    found = dict(zip(map(tuple, trace.region.tolist()), trace.vector, strict=True))
+    expected = {
+        (x - 4, y - 12, w, h): vector
+        for (x, y, w, h), vector in zip(whole.region.tolist(), whole.vector, strict=True)
+        # Cells outside of the image are candidates of the larger one alone.
+        if x < 20 and x + w > 4 and y < 28 and y + h > 12
+    }
+    assert found.keys() == expected.keys()
+    for region, vector in found.items():
+        torch.testing.assert_close(vector, expected[region])
+    assert set(map(tuple, plain.region.tolist())) != found.keys()
 
 
 def test_hints_move_with_a_shifted_view() -> None:

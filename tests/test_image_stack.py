@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from pyrtrav.errors import ConfigError, CorruptImageError
+from pyrtrav.geometry import Grid, Region
 from pyrtrav.methods.topdown import LearningRule, TopDown, TopDownConfig
 from pyrtrav.pyramid.array import ArrayPyramid
-from pyrtrav.sampling import ImageStack
+from pyrtrav.sampling import ImageStack, PatchSampler, StackSampler
 from pyrtrav.selection import Floats, Ints, Settings
 from pyrtrav.trace import Trace, take_rows
 from tests.small import SmallEncoder, random_image
@@ -54,6 +55,31 @@ def test_a_stack_is_seen_as_pyramids_are(shared: bool, samples: int) -> None:
     for a, b in zip(gradient, expected, strict=True):
         if a is not None and b is not None:
             torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("cells", [3, 4, 5])
+def test_cells_between_pixels_are_area_means_too(cells: int) -> None:
+    """Five cells begin at eighths of a side, four at sixths: halves and thirds of pixels. Files have exact means."""
+    pixels = np.random.default_rng(3).integers(0, 256, (2, 24, 24), np.uint8)
+    stack = StackSampler(ImageStack(torch.from_numpy(pixels)[:, None].double()), 6)
+    files = PatchSampler([ArrayPyramid(picture, channels=1) for picture in pixels], 6)
+    grid, root = Grid(cells), Region(0.0, 0.0, 24.0, 24.0)
+    places = [(depth, column, row) for depth in (0, 1, 2) for column in range(20) for row in range(20)]
+    regions = [grid.lattice_region(root, *place) for place in places if max(place[1:]) < grid.positions(place[0])]
+    region = np.array([each.as_tuple() for each in regions for _ in range(2)])
+    image = np.arange(len(region)) % 2
+    shown, _ = stack(image, region)
+    kept, _ = files(image, region)
+    # A file's are rounded to whole numbers.
+    assert float((shown * 255 - kept).abs().max()) < 0.51
+
+
+@pytest.mark.parametrize("side", [1 / 3, 0.34375, 0.4])
+def test_other_sides_are_refused(side: float) -> None:
+    torch.manual_seed(0)
+    model = TopDown(TopDownConfig(max_depth=2, side=side, share_cells=False), SmallEncoder(), 3).double()
+    with pytest.raises(ConfigError, match=r"use cells of side 0\.5"):
+        model.look(ImageStack(torch.zeros(2, 1, 16, 16).double()), Settings("all", depth=2))
 
 
 class CountingEncoder(SmallEncoder):

@@ -44,6 +44,12 @@ def test_every_cell_starts_with_the_given_probability(kind: type[Location | Loca
     torch.testing.assert_close(torch.sigmoid(policy.logits(torch.zeros(2, 3, 4, 4))), torch.full((2, 9), 0.2))
 
 
+def test_thirds_and_sevenths_divide_too() -> None:
+    for cells, length in ((3, 9), (7, 7)):
+        policy = LocalLocation(2, (length, length), Grid(cells, 1 / cells), 0.2)
+        assert policy.logits(torch.zeros(1, 2, length, length)).shape == (1, cells * cells)
+
+
 def test_a_map_that_cells_cannot_divide_is_refused() -> None:
     """The paper's 3 x 3 map of M3 has no halves."""
     with pytest.raises(ConfigError, match="map of 3 x 3"):

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from pyrtrav.errors import ConfigError
 from pyrtrav.geometry import Grid
-from pyrtrav.methods.topdown import TopDown, TopDownConfig
+from pyrtrav.methods.topdown import Location, TopDown, TopDownConfig
 from pyrtrav.pyramid.array import ArrayPyramid
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
+from pyrtrav.traversal import Traversal
 from tests.small import SmallEncoder, random_image
 
 
@@ -232,3 +233,38 @@ def test_an_image_that_fails_leaves_and_the_others_stay(tmp_path: object) -> Non
     assert [error is None for error in trace.errors] == [True, False, True]
     assert trace.depth[trace.image == 1].tolist() == [0]
     torch.testing.assert_close(model.believe(trace, 3)[[0, 2]], model.believe(alone, 3))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_was_cut_is_no_decision(shared: bool) -> None:
+    """Beyond ``max_fixations`` a drawn cell is not followed; that is neither a yes nor a no of the policy."""
+    torch.manual_seed(0)
+    traversal = Traversal(SmallEncoder(), Location(5, (2, 2), Grid(), 0.5)).double()
+    settings = Settings("sample", depth=3, share_cells=shared, max_fixations=20)
+    drawn: list[np.ndarray] = []
+
+    def draws(trace: Trace, parents: np.ndarray, cell: np.ndarray) -> np.ndarray:
+        drawn.append(np.random.default_rng(len(drawn)).random(len(parents)))
+        return drawn[-1]
+
+    with torch.no_grad():
+        trace = traversal([random_image(0, 64, 64)], settings, draws)
+    assert trace.truncated.all()
+    wanted = np.concatenate(drawn) < trace.probability
+    assert (trace.on <= wanted).all()
+    cut = wanted & ~trace.on
+    assert cut.any()
+    p = trace.probability
+    by_hand = np.where(trace.on, np.log(p), np.log1p(-p))[~cut].sum()
+    assert trace.decision_log_prob(3).item() == pytest.approx(by_hand)
+    assert len(trace.decision_logit(3)) == (~cut).sum()
+    assert trace.until(3).decision_log_prob(3).item() == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("size", [(108, 12), (324, 36), (12, 108)])
+def test_a_cell_that_rounding_alone_puts_into_the_image_is_none(size: tuple[int, int]) -> None:
+    """Thirds are no binary fractions: cells that begin where the image ends."""
+    traversal = Traversal(SmallEncoder(), Location(5, (2, 2), Grid(3, 1 / 3), 0.5))
+    with torch.no_grad():
+        trace = traversal([random_image(0, *size)], Settings("all", depth=2))
+    assert np.bincount(trace.depth).tolist() == [1, 3, 9]

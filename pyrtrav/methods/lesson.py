@@ -54,7 +54,7 @@ class HintLesson(Objective):
         hint_loss = whole_mean(missed, len(np.unique(trace.parent)))
         shown = np.flatnonzero((trace.depth > 0) & asked_for(trace.region, trace.image, hints))
         learned = torch.zeros(0, device=trace.device)
-        metrics: Metrics = {"hint_loss": float(hint_loss.detach())} if len(trace.parent) else {}
+        metrics: Metrics = {"hint_loss": float(hint_loss.detach())} if float(hint_loss.detach()) > 0 else {}
         if len(shown):
             own = labels.to(trace.device)[torch.from_numpy(trace.image[shown]).to(trace.device)]
             logits = model.classify(trace.vector[torch.from_numpy(shown).to(trace.device)])  # type: ignore[operator]
