@@ -34,7 +34,7 @@ CASES = {
     "parts": ("topdown", [*TOPDOWN, "accumulate=2", "class_weights=[1,3]"]),
     "hints": ("topdown", [*TOPDOWN, "guide=0.5", "lambda_g=2"]),
     "hints in parts": ("topdown", [*TOPDOWN, "lambda_v=0", "accumulate=2"]),
-    "lesson": ("topdown", [*TOPDOWN, "lesson=true", "lr=1e-4"]),
+    "lesson": ("topdown", [*TOPDOWN, "lesson=true"]),
     "mil": ("mil", ["depth=1", "tiles=2", "base_resolution=16", "widths=[4,8]", "batch_size=6"]),
     "fcn": ("fcn", ["halvings=1", "base_resolution=16", "widths=[4,8]", "batch_size=6", "label_smoothing=0.1"]),
 }
@@ -133,7 +133,9 @@ def test_gradients_are_those_of_one_process(folder: Path, shared: Path, tmp_path
     assert alone.keys() == both[0].keys()
     for key, value in alone.items():
         if not (key.split(".")[-1].startswith(REPORTED) and name in ("hints", "lesson")):
-            torch.testing.assert_close(both[0][key], value, rtol=1e-8, atol=1e-10)
+            # A figure of the log says what it says with six digits.
+            rtol = 1e-6 if key.endswith("hint_loss") else 1e-8
+            torch.testing.assert_close(both[0][key], value, rtol=rtol, atol=1e-10)
         assert torch.equal(both[0][key], both[1][key]), key
     if "multi_level=true" in CASES[name][1] and name != "lesson":
         assert float(alone["baseline"][2]) < 0
