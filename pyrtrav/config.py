@@ -71,7 +71,7 @@ def check_range(
         ConfigError: names field, range and value.
     """
     ends = {"{} or more": least, "above {}": above, "at most {}": most, "below {}": below}
-    words = [text.format(end) for text, end in ends.items() if end is not None]
+    words = [text.format(f"{end:g}") for text, end in ends.items() if end is not None]
     for name in names:
         value = getattr(options, name)
         for number in value if isinstance(value, tuple) else (value,):

@@ -162,14 +162,16 @@ class TopDownConfig:
         if not isinstance(self.c_t, tuple):
             return
         if len(self.c_t) != self.max_depth:
-            raise ConfigError(f"c_t has {len(self.c_t)} values for {self.max_depth} depths below the glance")
+            raise ConfigError(
+                f"c_t has {len(self.c_t)} values for {self.max_depth} depths below the glance, got {self.c_t}"
+            )
         if list(self.c_t) != sorted(self.c_t):
             raise ConfigError(f"c_t must not fall, as each value counts all cells down to its depth; got {self.c_t}")
         for depth, cells in enumerate(self.c_t, 1):
             if cells >= self.cells_on_offer(depth):
                 raise ConfigError(
                     f"c_t of depth {depth} must be below {self.cells_on_offer(depth)}, all cells down to there, "
-                    f"got {cells}"
+                    f"got {self.c_t}"
                 )
 
     def _check_levels(self) -> None:

@@ -72,8 +72,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "epochs", "batch_size", "validate_every", "accumulate", least=1)
-        check_range(self, "checkpoint_steps", "keep_vectors", "patience", "weight_decay", least=0)
-        check_range(self, "lr", "clip", above=0)
+        check_range(self, "checkpoint_steps", "keep_vectors", "patience", least=0)
+        # Beyond any sense, but torch can still count with it.
+        check_range(self, "lr", above=0, most=1e12)
+        check_range(self, "weight_decay", least=0, most=1e12)
+        check_range(self, "clip", above=0)
         check_range(self, "jitter", "hed", "label_smoothing", least=0, below=1)
         check_range(self, "shift", least=0, most=1)
         if not isinstance(self.class_weights, str):
