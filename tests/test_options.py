@@ -54,7 +54,8 @@ TOPDOWN: list[tuple[str, list[Any], str]] = [
     ("c_t", [(2.0,)], "1 values for 2 depths"),
     ("c_t", [(9.0, 20.0)], "of depth 1 must be below 9"),
     ("c_t", [(5.0, 58.0)], "of depth 2 must be below 58"),
-    ("side", [0.0, 1.0, math.nan], "side"),
+    ("side", [0.0, 1.0, 1e-310, math.nan], "above 1e-06 and below 1"),
+    ("cells", [1, 10**6], "2 or more and at most 1000"),
 ]
 OTHERS: list[tuple[type[Any], str, list[Any], str]] = [
     (FcnConfig, "halvings", [-1, True], "0 or more"),
@@ -173,6 +174,7 @@ def test_the_deepest_level_is_reported_even_where_it_does_not_count() -> None:
         ("topdown", {"initial_probability": 1.0}),
         ("topdown", {"max_depth": 1000}),
         ("topdown", {"max_depth": True}),
+        ("topdown", {"side": 1e-310}),
         ("topdown", {"multi_level": True, "level_weights": 0.0}),
         ("mil", {"dropout": math.nan}),
         ("fcn", {"halvings": -1}),

@@ -146,13 +146,15 @@ class TopDownConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "max_depth", least=0, most=MOST_DEPTH)
+        check_range(self, "cells", least=2, most=1000)
+        check_range(self, "side", above=1e-6, below=1)
         check_range(self, "samples", least=1)
         weights = ("lambda_f", "lambda_t", "lambda_r", "lambda_v", "lambda_e", "lambda_g", "level_weights")
         check_range(self, *weights, least=0)
         check_range(self, "explore", "explore_cells", "guide", "hint_fall", least=0, most=1)
         check_range(self, "c_r", "initial_probability", above=0, below=1)
         check_range(self, "c_t", "finest_mpp", "hint_balance", above=0)
-        if self.grid.ratio is None and self.share_cells:
+        if self.share_cells and self.grid.ratio is None:
             raise ConfigError(f"cells of side {self.side} lie on no lattice; share_cells needs a whole 1/side")
         self._check_cells()
         self._check_levels()
