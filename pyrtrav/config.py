@@ -44,7 +44,7 @@ def _check_truth(config: type[Any], values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         parts = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(part, bool) for part in parts) and not _admits_truth(kinds[name]):
-            raise ConfigError(f"option {name!r}: is neither true nor false, got {value!r}")
+            raise ConfigError(f"option {name!r}: is no matter of true or false, got {value!r}")
 
 
 def _admits_truth(kind: Any) -> bool:

@@ -69,8 +69,8 @@ def check_folder(folder: Path) -> None:
         ConfigError: names what is there.
     """
     # The log is made before the first checkpoint: an empty one is of a run that was killed between the two.
-    found = [name for name in WRITTEN if _holds_something(folder / name)]
-    [found, *_] = sorted(ranks.gather(found), key=len, reverse=True)
+    own = [name for name in WRITTEN if _holds_something(folder / name)]
+    found: list[str] = max(ranks.gather(own), key=len)
     if CHECKPOINT in found:
         raise ConfigError(f"{folder}: holds another run; go on with --resume, or choose another --out")
     if found:
