@@ -100,6 +100,8 @@ def load_model(path: str | os.PathLike[str] | None = None) -> LoadedModel:
         ModelFileError: the file is missing, not ours, damaged, of another version, or does not fit its method.
     """
     source = Path(path) if path is not None else Path(str(files("pyrtrav").joinpath("models", "sample.safetensors")))
+    if source.is_dir():
+        raise ModelFileError(f"{source}: is a folder; name a file, such as model.safetensors in what `train` wrote")
     try:
         with safetensors.safe_open(source, framework="pt") as opened:
             metadata = opened.metadata() or {}

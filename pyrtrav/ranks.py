@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from pyrtrav.errors import ConfigError
+
 WAIT = timedelta(hours=12)
 """How long processes wait for one that validates or calibrates alone."""
 
@@ -39,10 +41,18 @@ def _joined() -> bool:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that ``torchrun`` started, if it did, and leave them at the end."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _joined():
+    """Join the processes that ``torchrun`` started, if it did, and leave them at the end.
+
+    Raises:
+        ConfigError: the environment says that there are several, but not how to find them.
+    """
+    if _joined() or _whole_number("WORLD_SIZE", "1") < 2:
         yield
         return
+    for name in ("RANK", "MASTER_PORT"):
+        _whole_number(name)
+    if "MASTER_ADDR" not in os.environ:
+        raise _not_started("MASTER_ADDR")
     # Plain data and tensors on the host go over gloo, tensors on GPUs over nccl.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=WAIT)
@@ -50,6 +60,21 @@ def joined() -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _whole_number(name: str, default: str = "") -> int:
+    text = os.environ.get(name, default)
+    if not text.isdecimal():
+        raise _not_started(name)
+    return int(text)
+
+
+def _not_started(name: str) -> ConfigError:
+    found = f"{name} is {os.environ[name]!r}" if name in os.environ else f"{name} is not set"
+    return ConfigError(
+        f"the environment says WORLD_SIZE={os.environ['WORLD_SIZE']}, as of several processes that train together, but "
+        f"{found}; start it with torchrun, or unset WORLD_SIZE"
+    )
 
 
 def own_device(device: str) -> str:

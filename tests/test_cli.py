@@ -249,6 +249,8 @@ def test_wrong_usage_is_told_in_a_line(run: Run, tmp_path: Path) -> None:
         (["classify", SLIDE, "--select", "treshold"], "unknown selection"),
         (["classify", SLIDE, "--budget", "0"], "1 or more"),
         (["classify", SLIDE, "--device", "tpu"], "tpu"),
+        (["classify", SLIDE, "--device", "vulkan"], "has none; usable are: auto, cpu"),
+        (["classify", SLIDE, "--model", tmp_path / "empty"], "is a folder; name a file"),
         (["classify", SLIDE, "--out", tmp_path / "results.xls"], "written as"),
         (["classify", SLIDE, "--out", tmp_path / "no" / "results.jsonl"], "does not exist"),
         (["explain", SLIDE, "--out", tmp_path / "tree.txt"], "ends in .json"),

@@ -159,7 +159,7 @@ def test_model_files_are_refused_with_a_reason(tmp_path: Path) -> None:
         (pickled, "not a safetensors file"),
         (foreign, "not a pyrtrav model"),
         (torn, "not a safetensors file"),
-        (tmp_path, "not a safetensors file"),
+        (tmp_path, "is a folder; name a file"),
     ]:
         with pytest.raises(ModelFileError, match=message):
             load_model(path)

@@ -38,6 +38,8 @@ CASES = {
     "mil": ("mil", ["depth=1", "tiles=2", "base_resolution=16", "widths=[4,8]", "batch_size=6"]),
     "fcn": ("fcn", ["halvings=1", "base_resolution=16", "widths=[4,8]", "batch_size=6", "label_smoothing=0.1"]),
 }
+WILD = {"far": ["lr=1e12"], "at-once": ["lambda_t=1e39", "checkpoint_steps=1"]}
+"""Options of runs that diverge: within some steps, and in the first."""
 
 REPORTED = ("loss", "accuracy", "cells")
 """Of the draws that follow no hint, or of the places that show one: each process reports those that it has."""
@@ -97,6 +99,11 @@ def share(number: int, port: int, folder: Path, out: Path) -> None:
             make_trainer(folder, out / "small", "topdown", [*TOPDOWN, "accumulate=4"]).run()
         except ConfigError as error:
             (out / f"refused-{number}").write_text(str(error))
+        for name, wild in WILD.items():
+            try:
+                make_trainer(folder, out / name, "topdown", [*TOPDOWN, *wild]).run()
+            except ConfigError as error:
+                (out / f"{name}-{number}").write_text(str(error))
         trainer = make_trainer(folder, out / "run", "topdown", [*TOPDOWN, "keep=loss"])
         trainer.run()
         save_file(trainer.model.state_dict(), out / f"weights-{number}.safetensors")
@@ -152,6 +159,14 @@ def test_too_small_a_batch_is_refused_before_it_hangs(shared: Path) -> None:
     """Two processes cannot share parts of one image."""
     assert (shared / "refused-0").read_text() == (shared / "refused-1").read_text()
     assert "raise batch_size or lower accumulate" in (shared / "refused-0").read_text()
+    assert not (shared / "small").exists(), "it was refused after something was written"
+
+
+@pytest.mark.parametrize("name", WILD)
+def test_all_processes_stop_where_a_run_diverges(shared: Path, name: str) -> None:
+    assert (shared / f"{name}-0").read_text() == (shared / f"{name}-1").read_text()
+    assert "not finite since epoch 1" in (shared / f"{name}-0").read_text()
+    assert "NaN" not in (shared / name / "log.jsonl").read_text()
 
 
 def test_a_training_is_that_of_one_process(folder: Path, shared: Path, tmp_path: Path) -> None:
@@ -178,6 +193,27 @@ def test_torchrun_starts_it(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == str(tmp_path / "run" / "model.safetensors")
     assert done.stderr.count("epoch 1/1") == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "missing"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "first"}, "RANK is 'first'"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "29500"}, "MASTER_ADDR is not set"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+    ],
+)
+def test_half_of_torchrun_s_environment_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], missing: str
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{missing}; start it with torchrun, or unset WORLD_SIZE"):
+        with ranks.joined():
+            pass
 
 
 def test_alone_nothing_is_shared() -> None:

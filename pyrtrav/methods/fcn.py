@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pyrtrav.colours import Palette
+from pyrtrav.config import check_range
 from pyrtrav.encoders.base import Encoder, count_macs
 from pyrtrav.encoders.paper import FullyConnectedHead
-from pyrtrav.errors import ConfigError, PyramidError
+from pyrtrav.errors import PyramidError
 from pyrtrav.geometry import Region, halvings
 from pyrtrav.methods.base import Method, Model, Stage
 from pyrtrav.methods.cross_entropy import CrossEntropy
@@ -47,8 +48,7 @@ class FcnConfig:
     """The image is read at base resolution * 2^halvings: as finely as a traversal of that depth, but everywhere."""
 
     def __post_init__(self) -> None:
-        if self.halvings < 0:
-            raise ConfigError(f"halvings must be 0 or more, got {self.halvings}")
+        check_range(self, "halvings", least=0)
 
 
 class Span(NamedTuple):

@@ -32,8 +32,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pyrtrav.config import check_range
 from pyrtrav.encoders.base import Encoder, count_macs, init_xavier
-from pyrtrav.errors import ConfigError, PyramidError
+from pyrtrav.errors import PyramidError
 from pyrtrav.geometry import Region, halvings
 from pyrtrav.methods.base import Method, Metrics, Model, Stage
 from pyrtrav.methods.cross_entropy import CrossEntropy
@@ -70,15 +71,10 @@ class MilConfig:
     does not grow with the number of tiles."""
 
     def __post_init__(self) -> None:
-        for name, least in (("depth", 0), ("hidden", 0), ("attention_size", 1), ("train_batch", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be {least} or more, got {getattr(self, name)}")
-        if self.tiles is not None and self.tiles < 1:
-            raise ConfigError(f"tiles must be 1 or more, got {self.tiles}")
-        if self.skip_background is not None and not 0 < self.skip_background <= 1:
-            raise ConfigError(f"skip_background must be above 0 and at most 1, got {self.skip_background}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must be 0 or more and below 1, got {self.dropout}")
+        check_range(self, "depth", "hidden", least=0)
+        check_range(self, "attention_size", "train_batch", "tiles", least=1)
+        check_range(self, "skip_background", above=0, most=1)
+        check_range(self, "dropout", least=0, below=1)
 
 
 class GatedAttention(nn.Module):

@@ -47,6 +47,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyrtrav.config import check_range
 from pyrtrav.encoders.base import Encoder, Encoding, count_macs, init_xavier
 from pyrtrav.encoders.paper import LEAKY_SLOPE
 from pyrtrav.errors import ConfigError
@@ -79,13 +80,16 @@ from pyrtrav.selection import Bools, Ints, Settings
 from pyrtrav.trace import Trace, take_rows
 from pyrtrav.traversal import Generators, Policy, Traversal
 
+MOST_DEPTH = 32
+"""No image has that many halvings."""
+
 
 @dataclass(frozen=True)
 class TopDownConfig:
     """How a top-down model is made and trained."""
 
     max_depth: int = 2
-    """Greatest depth: max_depth + 1 processing levels."""
+    """Greatest depth: max_depth + 1 processing levels; 0 to 32."""
     cells: int = 3
     """Candidate cells along one side of a fixation's grid."""
     side: float = 0.5
@@ -93,15 +97,17 @@ class TopDownConfig:
     share_cells: bool = True
     """Look once at a cell that two parents attend."""
     finest_mpp: float | None = None
-    """Micrometres a patch pixel below which no image is followed; None goes down to level 0."""
+    """Micrometres a patch pixel, above 0, below which no image is followed; None goes down to level 0."""
     c_t: float | tuple[float, ...] = 12.0
-    """Cells to attend an image on average, the glance not counted; one value for the greatest depth, or one a depth."""
+    """Cells to attend an image on average, the glance not counted. One value counts those down to the greatest depth;
+    where the model offers no more cells than that, it aims at half of them. Or one value a depth, each of which counts
+    all cells down to that depth: they never fall, and each is below the number of cells on offer."""
     c_r: float | None = None
-    """Average probability aimed at for each place in the grid; None derives it from c_t."""
+    """Average probability aimed at for each place in the grid, between 0 and 1; None derives it from c_t."""
     location: Literal["whole", "local"] = "whole"
     """What a cell's probability follows from: the ``whole`` map (the paper), or the cell's own part of it."""
     initial_probability: float | None = 0.5
-    """Probability of every cell before training: 0.5 is the paper's zero bias; None takes c_r."""
+    """Probability of every cell before training, between 0 and 1: 0.5 is the paper's zero bias; None takes c_r."""
     lambda_f: float = 1.0
     """Weight of REINFORCE."""
     lambda_t: float = 0.1
@@ -125,7 +131,8 @@ class TopDownConfig:
     multi_level: bool = False
     """Train the predictions of all depths (6), so that one model can stop at any; else the deepest one's alone."""
     level_weights: float | tuple[float, ...] = 1.0
-    """lambda_z of (6): one for all depths, or one each from 0 to ``max_depth``; a stage uses those that it reaches."""
+    """lambda_z of (6): one for all depths, or one each from 0 to ``max_depth``; a stage uses those that it reaches,
+    of which one is above 0."""
 
     lambda_g: float = 1.0
     """Weight of the log-likelihood of what region hints ask for, where images have hints; else it does nothing."""
@@ -141,29 +148,51 @@ class TopDownConfig:
     """Share of ``lambda_g`` and ``guide`` that is left at the end of the last stage; they fall evenly over stages."""
 
     def __post_init__(self) -> None:
-        for name in ("guide", "hint_fall"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        if not 0 < self.hint_balance < float("inf"):
-            raise ConfigError(f"hint_balance must be above 0 and finite, got {self.hint_balance}")
-        if self.max_depth < 0:
-            raise ConfigError(f"max_depth must be 0 or more, got {self.max_depth}")
-        if self.samples < 1:
-            raise ConfigError(f"samples must be 1 or more, got {self.samples}")
-        if isinstance(self.c_t, tuple) and len(self.c_t) != self.max_depth:
-            raise ConfigError(f"c_t has {len(self.c_t)} values for {self.max_depth} depths below the glance")
+        check_range(self, "max_depth", least=0, most=MOST_DEPTH)
+        check_range(self, "cells", least=2, most=1000)
+        check_range(self, "side", above=1e-6, below=1)
+        check_range(self, "samples", least=1)
+        weights = ("lambda_f", "lambda_t", "lambda_r", "lambda_v", "lambda_e", "lambda_g", "level_weights")
+        check_range(self, *weights, least=0)
+        check_range(self, "explore", "explore_cells", "guide", "hint_fall", least=0, most=1)
+        check_range(self, "c_r", "initial_probability", above=0, below=1)
+        check_range(self, "c_t", "finest_mpp", "hint_balance", above=0)
+        for name in ("share_cells", "lesson"):
+            if getattr(self, name) and self.grid.ratio is None:
+                raise ConfigError(f"cells of side {self.side} lie on no lattice; {name} needs a whole 1/side")
+        self._check_cells()
+        self._check_levels()
+
+    def _check_cells(self) -> None:
+        """Refuse a tuple of c_t that no traversal could keep to."""
+        if not isinstance(self.c_t, tuple):
+            return
+        if len(self.c_t) != self.max_depth:
+            raise ConfigError(
+                f"c_t has {len(self.c_t)} values for {self.max_depth} depths below the glance, got {self.c_t}"
+            )
+        if list(self.c_t) != sorted(self.c_t):
+            raise ConfigError(f"c_t must not fall, as each value counts all cells down to its depth; got {self.c_t}")
+        for depth, cells in enumerate(self.c_t, 1):
+            if cells >= self.cells_on_offer(depth):
+                raise ConfigError(
+                    f"c_t of depth {depth} must be below {self.cells_on_offer(depth)}, all cells down to there, "
+                    f"got {self.c_t}"
+                )
+
+    def _check_levels(self) -> None:
+        """Refuse weights of levels that would leave a stage nothing to learn."""
         if isinstance(self.level_weights, tuple) and len(self.level_weights) != self.max_depth + 1:
             raise ConfigError(
                 f"level_weights has {len(self.level_weights)} values for {self.max_depth + 1} depths, glance included"
             )
-        if min(self.level_weights if isinstance(self.level_weights, tuple) else (self.level_weights,)) < 0:
-            raise ConfigError(f"level_weights must be 0 or more, got {self.level_weights}")
-        if self.max_depth and not min(self.c_t if isinstance(self.c_t, tuple) else (self.c_t,)) > 0:
-            raise ConfigError(f"c_t must be above 0, got {self.c_t}")
-        if self.lesson and self.grid.ratio is None:
-            raise ConfigError(f"cells of side {self.side} lie on no lattice; lesson needs a whole 1/side")
-        if self.share_cells and self.grid.ratio is None:
-            raise ConfigError(f"cells of side {self.side} lie on no lattice; share_cells needs a whole 1/side")
+        # Later stages have the levels of the first one too.
+        first = min(1, self.max_depth) if self.gradual else self.max_depth
+        if not any(self.level_weight(depth, first) > 0 for depth in range(first + 1)):
+            raise ConfigError(
+                f"level_weights must be above 0 for some depth from 0 to {first}, or the stage down to there learns "
+                f"nothing; got {self.level_weights}"
+            )
 
     @property
     def grid(self) -> Grid:
@@ -173,7 +202,10 @@ class TopDownConfig:
         """c_t of a stage that goes down to ``depth``."""
         if isinstance(self.c_t, tuple):
             return self.c_t[depth - 1]
-        p = probability_for(self.c_t, self.grid.count, self.max_depth)
+        offered = self.cells_on_offer(self.max_depth)
+        # Asked for every cell and more, a policy would have nothing to choose.
+        wanted = self.c_t if self.c_t < offered else offered / 2
+        p = probability_for(wanted, self.grid.count, self.max_depth)
         return float(sum((self.grid.count * p) ** z for z in range(1, depth + 1)))
 
     def level_weight(self, depth: int, stage_depth: int) -> float:
@@ -185,7 +217,8 @@ class TopDownConfig:
     def cells_on_offer(self, depth: int) -> int:
         """All cells down to a depth: distinct places where they are shared, else paths."""
         if self.share_cells:
-            return sum(self.grid.positions(z) ** 2 for z in range(1, depth + 1))
+            # Where cells leave gaps, no path leads to some positions.
+            return sum(min(self.grid.positions(z), self.cells**z) ** 2 for z in range(1, depth + 1))
         return sum(self.grid.count**z for z in range(1, depth + 1))
 
     def even_probability(self, depth: int, wanted: float | None = None) -> float:
@@ -349,7 +382,7 @@ class LearningRule(Objective):
     def __init__(self, config: TopDownConfig, depth: int) -> None:
         super().__init__()
         self.config, self.depth = config, depth
-        self.levels = [z for z in range(depth + 1) if config.level_weight(z, depth) > 0] or [depth]
+        self.levels = [z for z in range(depth + 1) if z == depth or config.level_weight(z, depth) > 0]
         # b of (12) for each level; NaN until the first batch has been seen.
         self.register_buffer("baseline", torch.full((depth + 1,), torch.nan, dtype=torch.float64))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pyrtrav.config import check_range
 from pyrtrav.errors import ConfigError
 
 Keep = Literal["last", "accuracy", "balanced_accuracy", "auroc", "f1", "calibration_error", "loss"]
@@ -26,11 +27,12 @@ class TrainingConfig:
     batch_size: int = 16
     """Images a step."""
     lr: float = 2e-3
-    """Adam's step; drops to a fifth at 80 % and again at 90 % of all steps (the paper's schedule)."""
+    """Adam's step; drops to a fifth when 80 % of the epochs of all stages are done, and again at 90 % (the paper's
+    schedule). It changes between epochs, never within one, and a stage that ended early counts as done."""
     weight_decay: float = 0.0
-    """Decoupled (AdamW)."""
+    """Decoupled (AdamW), 0 or more."""
     clip: float = 5.0
-    """Largest norm of the gradient; the policy has one of its own."""
+    """Largest norm of the gradient, above 0; the policy has one of its own."""
     turn: bool = True
     """Show images in any of their eight turns and mirrorings."""
     mirror: bool = False
@@ -48,12 +50,13 @@ class TrainingConfig:
     patience: int = 0
     """Validations without a better one (by ``keep``; by loss for ``last``) after which a stage ends; 0 for never."""
     label_smoothing: float = 0.0
-    """Share of each label's weight that goes to all classes alike."""
+    """Share of each label's weight that goes to all classes alike; 0 to below 1."""
     class_weights: ClassWeights = "none"
     """``balanced``: every class counts alike; or numbers, one a class in the order of their names. Scaled to a mean
     of 1 over the training images."""
     accumulate: int = 1
-    """Parts in which a step's images go through the model one after the other, to save memory."""
+    """Parts in which a step's images go through the model one after the other, to save memory; at most
+    ``batch_size``."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the encoder; the rest is always float32. ``auto`` is bfloat16 on CUDA and float32 elsewhere."""
     recompute: bool = False
@@ -68,21 +71,23 @@ class TrainingConfig:
     """Stop at the first unreadable image."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "validate_every", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("checkpoint_steps", "keep_vectors", "patience"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("jitter", "hed"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        if not 0 <= self.shift <= 1:
-            raise ConfigError(f"shift must lie between 0 and 1, got {self.shift}")
-        if self.lr <= 0:
-            raise ConfigError(f"lr must be above 0, got {self.lr}")
-        if min(self.epochs if isinstance(self.epochs, tuple) else (self.epochs,), default=0) < 1:
-            raise ConfigError(f"epochs must be 1 or more, got {self.epochs}")
+        check_range(self, "epochs", "batch_size", "validate_every", "accumulate", least=1)
+        check_range(self, "checkpoint_steps", "keep_vectors", "patience", least=0)
+        # Beyond any sense, but torch can still count with it.
+        check_range(self, "lr", above=0, most=1e12)
+        check_range(self, "weight_decay", least=0, most=1e12)
+        check_range(self, "clip", above=0)
+        check_range(self, "jitter", "hed", "label_smoothing", least=0, below=1)
+        check_range(self, "shift", least=0, most=1)
+        if not isinstance(self.class_weights, str):
+            check_range(self, "class_weights", above=0)
+        if self.epochs == ():
+            raise ConfigError("epochs needs a number for each stage, or one for all; got none")
+        if self.accumulate > self.batch_size:
+            raise ConfigError(
+                f"accumulate must be at most batch_size, which it divides: {self.accumulate} parts of "
+                f"{self.batch_size} images"
+            )
 
     def epochs_of(self, stages: int) -> tuple[int, ...]:
         """Epochs of each stage."""

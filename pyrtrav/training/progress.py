@@ -36,8 +36,8 @@ class Progress:
     """Epochs of all stages that are done: lines of the log."""
     totals: dict[str, float] = field(default_factory=dict)
     """Of the epoch so far: each metric's sum over images."""
-    seen: int = 0
-    """Images that those sums count."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Images that each of those sums counts: those of the steps that had the metric."""
     failed: dict[str, str] = field(default_factory=dict)
     """Of the epoch so far: images that could not be read, and why."""
     seconds: float = 0.0
@@ -48,31 +48,34 @@ class Progress:
     best_epoch: int = 0
     """Its epoch in the stage, from 1."""
     waited: int = 0
-    """Validations since then."""
+    """Validations since then that could be judged."""
     ended: list[StageEnd] = field(default_factory=list)
     """One for each stage that is done."""
 
-    def count(self, totals: Mapping[str, float], seen: int, failed: Mapping[str, str]) -> None:
+    def count(self, totals: Mapping[str, float], counts: Mapping[str, int], failed: Mapping[str, str]) -> None:
         """Add what one step did."""
         for name, value in totals.items():
             self.totals[name] = self.totals.get(name, 0.0) + value
-        self.seen += seen
+            self.counts[name] = self.counts.get(name, 0) + counts[name]
         self.failed.update(failed)
         self.step += 1
 
     def means(self) -> dict[str, float]:
-        """Return the epoch's metrics a image."""
-        return {name: value / max(self.seen, 1) for name, value in self.totals.items()}
+        """Return the epoch's metrics, each a mean over the images that had it."""
+        return {name: value / self.counts[name] for name, value in self.totals.items()}
 
     def end_epoch(self) -> None:
         self.epoch, self.done = self.epoch + 1, self.done + 1
-        self.step, self.totals, self.seen, self.failed, self.seconds = 0, {}, 0, {}, 0.0
+        self.step, self.totals, self.counts, self.failed, self.seconds = 0, {}, {}, {}, 0.0
 
     def judge(self, value: float, *, lower_is_better: bool) -> bool:
-        """Take note of a validation after the epoch in hand; returns whether it is the best of the stage."""
-        better = not math.isnan(value) and (
-            self.best is None or (value < self.best if lower_is_better else value > self.best)
-        )
+        """Take note of a validation after the epoch in hand; returns whether it is the best of the stage.
+
+        One without a value, nan, says nothing: it is neither better nor waited for.
+        """
+        if math.isnan(value):
+            return False
+        better = self.best is None or (value < self.best if lower_is_better else value > self.best)
         self.waited = 0 if better else self.waited + 1
         if better:
             self.best, self.best_epoch = value, self.epoch + 1

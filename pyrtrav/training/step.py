@@ -6,7 +6,7 @@ So a step gives the same whoever takes it: a run that was resumed, or the proces
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -45,17 +45,20 @@ class Member:
 class StepReport:
     """What one step did."""
 
-    totals: dict[str, float]
-    """Each metric's sum over the images that could be read."""
-    seen: int
-    """How many those are."""
-    failed: dict[str, str]
+    totals: dict[str, float] = field(default_factory=dict)
+    """Each metric's sum over the images that have it."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """How many those are: the images that could be read, of the parts of the batch in which there was such a metric."""
+    seen: int = 0
+    """Images that could be read."""
+    failed: dict[str, str] = field(default_factory=dict)
     """Those that could not, and why."""
 
     def __add__(self, other: StepReport) -> StepReport:
         names = {**self.totals, **other.totals}
         totals = {name: self.totals.get(name, 0.0) + other.totals.get(name, 0.0) for name in names}
-        return StepReport(totals, self.seen + other.seen, {**self.failed, **other.failed})
+        counts = {name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in names}
+        return StepReport(totals, counts, self.seen + other.seen, {**self.failed, **other.failed})
 
 
 class ImageDraws:
@@ -101,7 +104,7 @@ class Stepper:
     def step(self, batch: Sequence[Member], progress: float) -> StepReport:
         """Move the weights once; ``progress`` (0 to 1) is the stage's. Nothing moves where no image can be read."""
         self.optimizer.zero_grad(set_to_none=True)
-        done = StepReport({}, 0, {})
+        done = StepReport()
         for part in range(self.config.accumulate):
             mine = batch[part :: self.config.accumulate][ranks.rank() :: ranks.count()]
             done += self._part(mine, progress)
@@ -122,15 +125,16 @@ class Stepper:
         views, labels, keys, failed = self._open(batch)
         if not all(ranks.gather(len(views))):
             # A process that sees nothing could take no part in the others' means.
-            return _over_ranks(StepReport({}, 0, failed))
+            return _over_ranks(StepReport(failed=failed))
         loss, metrics, trace = self.stage.objective(self.model, views, labels, ImageDraws(keys), progress)
         samples = trace.images // len(views)
         for number, error in enumerate(trace.errors):
             if error is not None:
                 failed[views[number // samples].path] = str(error)
         seen = int(trace.alive.sum()) // samples
-        totals = {name: value * seen for name, value in metrics.items() if seen}
-        done = _over_ranks(StepReport(totals, seen, failed))
+        known = metrics if seen else {}
+        totals = {name: value * seen for name, value in known.items()}
+        done = _over_ranks(StepReport(totals, dict.fromkeys(known, seen), seen, failed))
         if done.seen and loss.requires_grad:
             (loss * done.seen).backward()
         return done
@@ -164,7 +168,7 @@ class Stepper:
 
 def _over_ranks(own: StepReport) -> StepReport:
     """The sum of what all processes did."""
-    reports = ranks.gather([own.totals, own.seen, own.failed])
+    reports = ranks.gather([own.totals, own.counts, own.seen, own.failed])
     return reduce(StepReport.__add__, (StepReport(*report) for report in reports))
 
 

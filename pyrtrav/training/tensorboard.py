@@ -10,6 +10,19 @@ from pyrtrav.errors import ConfigError
 from pyrtrav.training.log import EpochReport
 
 
+def find_tensorboard() -> Any:
+    """Return the module that writes events.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
+    try:
+        return importlib.import_module("torch.utils.tensorboard")
+    except ImportError as error:
+        install = "pip install 'pyrtrav[tensorboard]'"
+        raise ConfigError(f"tensorboard=true needs the extra `tensorboard`: {install}") from error
+
+
 class TensorBoard:
     """Writes every epoch's metrics as scalars; ``val_accuracy`` stands beside ``accuracy`` as ``accuracy/val``."""
 
@@ -19,12 +32,7 @@ class TensorBoard:
         Raises:
             ConfigError: TensorBoard is not installed.
         """
-        try:
-            module: Any = importlib.import_module("torch.utils.tensorboard")
-        except ImportError as error:
-            install = "pip install 'pyrtrav[tensorboard]'"
-            raise ConfigError(f"tensorboard=true needs the extra `tensorboard`: {install}") from error
-        self._writer = module.SummaryWriter(str(folder), purge_step=done + 1)
+        self._writer = find_tensorboard().SummaryWriter(str(folder), purge_step=done + 1)
         self._done = done
 
     def add(self, report: EpochReport) -> None:

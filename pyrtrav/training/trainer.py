@@ -20,7 +20,6 @@ import torch
 from pyrtrav import ranks
 from pyrtrav.config import make_config
 from pyrtrav.encoders.running import Running
-from pyrtrav.errors import ConfigError, DatasetError
 from pyrtrav.files import make_folder, remove_torn
 from pyrtrav.methods import Stage, find_method
 from pyrtrav.methods.criterion import Criterion
@@ -29,6 +28,16 @@ from pyrtrav.predict import pick_device
 from pyrtrav.selection import Settings
 from pyrtrav.training.balance import class_weights
 from pyrtrav.training.checkpoint import Checkpoint, Weights
+from pyrtrav.training.checks import (
+    CHECKPOINT,
+    WRITTEN,
+    check_failed,
+    check_folder,
+    check_metrics,
+    check_plan,
+    check_weights,
+    steps_of,
+)
 from pyrtrav.training.data import Dataset
 from pyrtrav.training.hints import Hints, check_method
 from pyrtrav.training.images import OpenImages
@@ -42,11 +51,6 @@ from pyrtrav.training.validate import validate
 from pyrtrav.training.vector_cache import keep_vectors
 
 Listener = Callable[[EpochReport], None]
-
-WRITTEN = ("checkpoint.safetensors", "log.jsonl", "summary.json", "learning_curve.png", "model.safetensors")
-
-MAX_FAILED = 0.05
-"""Share of training images that may be unreadable in an epoch."""
 
 
 class Trainer:
@@ -82,8 +86,7 @@ class Trainer:
         if config.keep_vectors:
             keep_vectors(self.model, config.keep_vectors << 20)
         self.epochs = config.epochs_of(len(self.stages))
-        if not dataset.split("val") and (config.keep != "last" or config.patience):
-            raise ConfigError("keep and patience judge by validation images, and there are none; give a split val")
+        check_plan(config, dataset, card.channels)
         labels = [example.label for example in dataset.split("train")]
         weights = class_weights(config.class_weights, labels, dataset.classes)
         for stage in self.stages:
@@ -100,7 +103,7 @@ class Trainer:
         self.best: Weights | None = None
         self._listeners: list[Listener] = []
         self.checkpoint = Checkpoint(
-            self.out / "checkpoint.safetensors",
+            self.out / CHECKPOINT,
             self._identity(),
             self.model,
             self.optimizer,
@@ -111,7 +114,7 @@ class Trainer:
         """Train all stages, calibrate, and write ``model.safetensors``; returns its path.
 
         Raises:
-            ConfigError: the folder holds another run, or nothing to resume.
+            ConfigError: the folder holds another run, or nothing to resume; or the loss runs away.
             DatasetError: more than 5 % of the images cannot be read (or any, with ``strict``).
         """
         self._begin(resume)
@@ -127,11 +130,10 @@ class Trainer:
 
     def _begin(self, resume: bool) -> None:
         make_folder(self.out)
-        held = ranks.gather(self.checkpoint.path.exists())
         if resume:
             self.at, self.best = self.checkpoint.load()
-        elif any(held):
-            raise ConfigError(f"{self.out}: holds another run; go on with --resume, or choose another --out")
+        else:
+            check_folder(self.out)
         ranks.gather("loaded")
         if ranks.rank() > 0:
             return
@@ -181,12 +183,14 @@ class Trainer:
             # What an encoder may draw besides, such as dropout, follows from the step alone too.
             torch.manual_seed(int(np.random.SeedSequence([*self._place, at.step, ranks.rank()]).generate_state(1)[0]))
             report = stepper.step(batch, (at.epoch + progress) / epochs)
-            at.count(report.totals, report.seen, report.failed)
+            at.count(report.totals, report.counts, report.failed)
             at.seconds = time.perf_counter() - begun
-            if at.failed and config.strict:
-                break
+            check_metrics(report.totals, self._spoken, config)
+            self._check_failed()
             if config.checkpoint_steps and at.step % config.checkpoint_steps == 0:
+                check_weights(self.model, self._spoken, config)
                 self._save()
+        check_weights(self.model, self._spoken, config)
         warnings = [self._check_failed(), *self.hints.new_warnings()]
         warning = "\n".join(text for text in warnings if text) or None
         metrics = at.means()
@@ -215,16 +219,15 @@ class Trainer:
     def _place(self) -> tuple[int, int, int]:
         return self.seed, self.at.stage, self.at.epoch
 
+    @property
+    def _spoken(self) -> str:
+        return f"epoch {self.at.epoch + 1} of stage {self.stages[self.at.stage].name!r}"
+
     def _batches(self) -> Iterator[tuple[list[Member], float]]:
         """The batches of an epoch that are not done, and how much of the epoch lies before each (0 to 1)."""
         examples, place = self.dataset.split("train"), self._place
         order = np.random.default_rng(place).permutation(len(examples)).tolist()
-        steps = -(-len(order) // self.config.batch_size)
-        if ranks.count() > 1 and len(order) // steps // self.config.accumulate < ranks.count():
-            raise ConfigError(
-                f"{ranks.count()} processes share each step's {len(order) // steps} images in {self.config.accumulate} "
-                "parts, which leaves some without any; raise batch_size or lower accumulate"
-            )
+        steps = steps_of(len(order), self.config.batch_size)
         for step, batch in enumerate(np.array_split(order, steps)):
             if step >= self.at.step:
                 yield [Member(examples[i], (*place, i)) for i in batch.tolist()], step / steps
@@ -236,15 +239,7 @@ class Trainer:
             group["lr"] = self.config.lr * factor
 
     def _check_failed(self) -> str | None:
-        """Say what could not be read in the epoch, or stop where it is too much."""
-        failed, count = self.at.failed, len(self.dataset.split("train"))
-        if not failed:
-            return None
-        first = next(iter(failed.values()))
-        named = f"{len(failed)} of {count} training images cannot be read, first: {first}"
-        if self.config.strict or len(failed) > MAX_FAILED * count:
-            raise DatasetError(f"{named}; mend or remove them (at most {MAX_FAILED:.0%} may fail, none with strict)")
-        return named
+        return check_failed(self.at.failed, len(self.dataset.split("train")), strict=self.config.strict)
 
     def _sampling(self, depth: int) -> Settings:
         share = getattr(self.method_config, "share_cells", True)
