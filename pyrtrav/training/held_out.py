@@ -86,14 +86,7 @@ def load_held_out(
     if chosen in (ALL, "train"):
         warnings.append(f"{path}: {_of(chosen)} are evaluated; those that the model was trained on flatter the result")
     kept = [row for row in rows if chosen in (ALL, row.split)]
-    _check_classes(kept, classes)
-    index = {name: number for number, name in enumerate(classes)}
-    examples = (
-        # An image without a split is given the name that no figure depends on.
-        Example(row.path, index[row.label], cast(Split, row.split or "test"), row.group, row.source)
-        for row in kept
-    )
-    return HeldOut(path, chosen, tuple(examples), tuple(warnings))
+    return HeldOut(path, chosen, _examples(kept, classes), tuple(warnings))
 
 
 def _of(split: str) -> str:
@@ -123,11 +116,17 @@ def _as_trained(dataset: Dataset, path: str, classes: Sequence[str], split: str)
     return HeldOut(path, split, renamed, (*dataset.warnings, note))
 
 
-def _check_classes(rows: Sequence[Row], classes: Sequence[str]) -> None:
+def _examples(rows: Sequence[Row], classes: Sequence[str]) -> tuple[Example, ...]:
     first: dict[str, str] = {}
     for row in rows:
         first.setdefault(row.label, row.source)
     _check_labels(first, classes)
+    index = {name: number for number, name in enumerate(classes)}
+    return tuple(
+        # An image without a split is given the name that no figure depends on.
+        Example(row.path, index[row.label], cast(Split, row.split or "test"), row.group, row.source)
+        for row in rows
+    )
 
 
 def _check_labels(first: dict[str, str], classes: Sequence[str]) -> None:
