@@ -56,8 +56,7 @@ def evaluate(
     tried = None if budgets is None else parse_budgets(budgets)
     predictor = Predictor(model, device=device)
     card = predictor.card
-    trained = card.training
-    held_out = load_held_out(data, card.classes, split, training_seed=trained.get("seed"), fold=trained.get("fold"))
+    held_out = load_held_out(data, card.classes, split, training=card.training)
     look = {"select": select, "tau": tau, "k": k, "budget": budget, "depth": depth, "seed": seed}
     predictor.settings(**look)
     if out is not None:

@@ -48,10 +48,11 @@ def train(
     Example: pyrtrav train --data sample_data/tissue --set epochs=10
     """
     from pyrtrav import ranks
+    from pyrtrav.methods import find_method
     from pyrtrav.model_file import load_model
     from pyrtrav.training.data import load_dataset
     from pyrtrav.training.folds import one_fold
-    from pyrtrav.training.hints import Hints, load_hints
+    from pyrtrav.training.hints import Hints, check_policy, load_hints
     from pyrtrav.training.log import EpochReport
     from pyrtrav.training.setup import plan_training
     from pyrtrav.training.trainer import Trainer
@@ -67,7 +68,12 @@ def train(
         card, training = plan_training(
             dataset, method=method, encoder=encoder, config_file=config, assignments=set_ or (), purpose=purpose
         )
-        hints = load_hints(regions, dataset) if regions is not None else Hints()
+        hints = Hints()
+        if regions is not None:
+            check_policy(find_method(card.method), card.max_depth)
+            hints = load_hints(regions, dataset)
+            trained = [example.path in hints.boxes for example in dataset.split("train")]
+            note(f"hints for {sum(trained)} of {len(trained)} training images", quiet)
         with progress(quiet) as bar:
             task = bar.add_task("training", total=None)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pyrtrav.pyramid.base import shared_cache
 from pyrtrav.pyramid.disk_cache import DiskCache, name_of
 from pyrtrav.pyramid.tiles import Tile
 from pyrtrav.training.images import OpenImages
-from tests.samples import SLIDE, TISSUE
+from tests.samples import REPOSITORY, SLIDE, TISSUE
 from tests.servers import file_server
 
 WHOLE = Region(0, 0, 200, 150)
@@ -210,6 +211,40 @@ def test_a_folder_that_cannot_be_used_is_one_warning(tmp_path: Path, caplog: pyt
         assert cache.get(name_of(number)) is None
     assert len(caplog.records) == 1
     assert "tiles are not kept on the disk any more" in caplog.text
+
+
+# Another user's: reads from the folder as one who may write nothing there, and says what was found.
+READER = """
+import os, sys
+from pathlib import Path
+from pyrtrav.pyramid.disk_cache import DiskCache, name_of
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+folder = Path(sys.argv[1])
+try:
+    os.utime(next(folder.glob("??/*")))
+    print("may write")
+except PermissionError:
+    print(DiskCache(folder, 1 << 20).get(name_of(0)) is not None)
+"""
+
+
+def test_tiles_of_another_user_are_read() -> None:
+    """Who may not mark a tile as used may still use it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs two users: only root can become another")
+    with tempfile.TemporaryDirectory() as root:  # pytest's own folders are closed to others
+        DiskCache(Path(root) / "tiles", 1 << 20).put(name_of(0), tile(0))
+        for place in (Path(root), *Path(root).rglob("*")):
+            place.chmod(0o755 if place.is_dir() else 0o644)
+        done = subprocess.run(
+            [sys.executable, "-c", READER, str(Path(root) / "tiles")], capture_output=True, text=True, cwd=REPOSITORY
+        )
+    if "ModuleNotFoundError" in done.stderr or "PermissionError" in done.stderr:
+        pytest.skip("another user cannot read this installation")
+    assert done.stdout.split() == ["True"], done.stderr
 
 
 # Reading through it.

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pyrtrav.errors import ConfigError, DatasetError
 from pyrtrav.methods.topdown import TopDown
+from pyrtrav.model_file import load_model
 from pyrtrav.predict import Predictor
 from pyrtrav.pyramid.base import shared_cache
 from pyrtrav.training.charts import joined_names, legible, save_confusion, save_cost
@@ -28,6 +29,7 @@ from pyrtrav.training.runs import COSTS, run_over
 from pyrtrav.tree import EVALUATION_SCHEMA, check
 from tests.program import Done, run_program
 from tests.samples import IMAGES, TISSUE
+from tests.toy_images import SMALL, make_images
 
 CLASSES = ("clear", "lesion")
 
@@ -87,10 +89,15 @@ def test_data_without_splits_are_divided_as_in_training(tmp_path: Path) -> None:
     rows = [(image_of(label, i), label) for label in CLASSES for i in range(12)]
     plain = table(tmp_path / "plain.csv", rows)
     for seed in (0, 1):
-        wanted = load_dataset(plain, seed=seed).split("val")
-        found = load_held_out(plain, ("other", *reversed(CLASSES)), "val", training_seed=seed)
+        dataset = load_dataset(plain, seed=seed)
+        wanted, training = dataset.split("val"), {"seed": seed, "data_digest": dataset.digest}
+        found = load_held_out(plain, ("other", *reversed(CLASSES)), "val", training=training)
         assert [example.path for example in found.examples] == [example.path for example in wanted]
         assert [example.label for example in found.examples] == [2 - example.label for example in wanted]
+    others = table(tmp_path / "others.csv", rows[1:])
+    for training in ({"seed": 0, "data_digest": dataset.digest}, {"seed": 0}, {}):
+        with pytest.raises(DatasetError, match=r"no images of the split 'val'.*\(only the data that a model"):
+            load_held_out(others, CLASSES, "val", training=training)
 
 
 def test_a_model_of_a_fold_is_judged_on_its_own_part(tmp_path: Path) -> None:
@@ -100,15 +107,52 @@ def test_a_model_of_a_fold_is_judged_on_its_own_part(tmp_path: Path) -> None:
 
     rows = [(image_of(label, i), label, "val" if i < 3 else "train") for label in CLASSES for i in range(12)]
     listed = table(tmp_path / "listed.csv", rows, "path,label,split")
-    wanted = {name: one_fold(load_dataset(listed), "2/3").split(name) for name in ("train", "val")}
+    dataset = load_dataset(listed)
+    training = {"seed": 0, "fold": "2/3", "data_digest": dataset.digest}
+    wanted = {name: one_fold(dataset, "2/3").split(name) for name in ("train", "val")}
     for split, name in ((None, "val"), ("val", "val"), ("train", "train")):
-        found = load_held_out(listed, CLASSES, split, training_seed=0, fold="2/3")
+        found = load_held_out(listed, CLASSES, split, training=training)
         assert found.split == name
         assert [example.path for example in found.examples] == [example.path for example in wanted[name]]
-        assert any("fold 2/3" in warning for warning in found.warnings)
+        assert any("in the model's training: fold 2 of 3" in warning for warning in found.warnings)
     table(tmp_path / "tested.csv", [*rows[:-1], (*rows[-1][:2], "test")], "path,label,split")
-    found = load_held_out(tmp_path / "tested.csv", CLASSES, training_seed=0, fold="2/3")
+    found = load_held_out(tmp_path / "tested.csv", CLASSES, training=training)
     assert [example.path for example in found.examples] == [rows[-1][0]]
+
+
+def test_other_data_than_those_of_the_fold_are_judged_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the command that trains to the one that judges: the model's own data, moved and in another order; and an
+    external cohort, also of one class or with a split of its own."""
+    home, away = tmp_path / "home", tmp_path / "away"
+    make_images(home)
+    run = partial(run_program, capsys, monkeypatch)
+    options = [word for option in (*SMALL, "epochs=1") for word in ("--set", option)]
+    assert run("train", "--data", home, "--fold", "2/3", "--out", tmp_path / "run", *options).code == 0
+    model = tmp_path / "run" / "model.safetensors"
+    home.rename(away)
+    rows = [(str(path.relative_to(away)), path.parent.name) for path in sorted(away.rglob("*.png"))]
+
+    def judged(data: Path) -> tuple[str, int, str]:
+        found = load_held_out(data, ("dark", "light"), training=load_model(model).card.training)
+        return found.split, len(found.examples), found.warnings[-1]
+
+    shutil.copy(away / rows[0][0], away / "more.png")
+    cohorts = {"more": [*rows, ("more.png", "dark")], "fewer": rows[1:], "dark": [r for r in rows if r[1] == "dark"]}
+    for own in (away, table(away / "own.csv", rows[::-1])):
+        split, images, said = judged(own)
+        assert (split, images) == ("val", 4)
+        assert "as in the model's training: fold 2 of 3" in said
+    for name, kept in cohorts.items():
+        assert judged(table(away / f"{name}.csv", kept))[:2] == ("all", len(kept))
+    given = table(away / "given.csv", [(*row, row[0].split("/")[0]) for row in rows[1:]], "path,label,split")
+    assert judged(given)[:2] == ("val", 4)
+    options = ["--model", model, "--budgets", "none", "--json"]
+    code, printed, said = run("evaluate", "--data", away / "fewer.csv", *options)
+    assert (code, json.loads(printed)["data"]["images"]) == (0, 11)
+    assert "not the data that the model was trained on in fold 2/3" in " ".join(said.split())
+    assert "as in the model's training" not in said
 
 
 def test_labels_are_the_model_s(folder: Path, tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold
 
 from pyrtrav.errors import ConfigError, DatasetError
@@ -141,6 +144,83 @@ def test_test_images_stay_and_given_splits_are_pooled() -> None:
     for fold in k_folds(made, 4):
         assert [e.path for e in fold.split("test")] == [e.path for e in made.split("test")]
         assert len(fold.split("val")) == 4
+
+
+def write_images(root: Path, shades: dict[str, int]) -> Path:
+    for name, shade in shades.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), shade).save(root / name)
+    return root
+
+
+def test_equal_contents_stand_on_one_side(tmp_path: Path) -> None:
+    """Also where they lie in two groups, which are then one."""
+    shades = {f"{'ab'[i % 2]}/{i:02}.png": 10 * i for i in range(24)}
+    shades |= {"a/01 again.png": shades["a/00.png"], "a/02 again.png": shades["a/00.png"], "b/again.png": 10}
+    root = write_images(tmp_path / "images", shades)
+    folder = load_dataset(root)
+    assert sorted(len(paths) for paths in folder.alike) == [2, 3]
+    lines = [f"{name},{name[0]},{'p1' if name in ('a/02.png', 'a/01 again.png') else ''}" for name in shades]
+    (root / "grouped.csv").write_text("\n".join(["path,label,group", *lines, ""]))
+    for made, together in ((folder, 0), (load_dataset(root / "grouped.csv"), 1)):
+        for seed in range(4):
+            for fold in k_folds(made, 3, seed):
+                side = {str(Path(e.path).relative_to(root)): e.split for e in fold.examples}
+                assert side["a/00.png"] == side["a/01 again.png"] == side["a/02 again.png"]
+                assert side["b/01.png"] == side["b/again.png"]
+                assert fold.warnings == ()
+                if together:
+                    assert side["a/02.png"] == side["a/00.png"]
+
+
+def test_warnings_are_of_the_fold_and_not_of_the_split_that_it_replaces(tmp_path: Path) -> None:
+    shades = {f"train/{'ab'[i % 2]}/{i:02}.png": 10 * i for i in range(12)}
+    root = write_images(tmp_path / "trained", shades)
+    (root / "train" / "a" / "note.txt").write_text("no image")
+    made = load_dataset(root)
+    assert any("no split val; 20% of train" in warning for warning in made.warnings)
+    for fold in k_folds(made, 3):
+        assert len(fold.warnings) == 1
+        assert "no reader can open it" in fold.warnings[0]
+    # The given sides leak, the folds do not; and no class is missing in them.
+    shades |= {"val/a/00.png": 200, "val/a/again.png": shades["train/a/00.png"]}
+    made = load_dataset(write_images(tmp_path / "both", shades))
+    assert ["two splits" in warning for warning in made.warnings] == [False, True]
+    assert "no validation images of 'b'" in made.warnings[0]
+    assert all(fold.warnings == () for fold in k_folds(made, 3))
+    # What is in the test images too leaks in every fold.
+    made = load_dataset(write_images(tmp_path / "tested", {**shades, "test/a/again.png": 0}))
+    for fold in k_folds(made, 3):
+        (warning,) = fold.warnings
+        assert re.search(r"same content in two splits .*\((train|val)\) and .*test/a/again\.png \(test\)", warning) or (
+            re.search(r"same content in two splits .*test/a/again\.png \(test\) and .*\((train|val)\)", warning)
+        )
+
+
+def test_the_digest_knows_the_data_wherever_they_lie(tmp_path: Path) -> None:
+    shades = {f"{'ab'[i % 2]}/{i:02}.png": 10 * i for i in range(12)}
+    found = load_dataset(write_images(tmp_path / "one", shades)).digest
+    lines = [f"{name},{name[0]}" for name in shades]
+    again = write_images(tmp_path / "two" / "deep", {**shades, "a/test.png": 250})
+    random.Random(0).shuffle(lines)
+    (again / "a.csv").write_text("\n".join(["path,label", *lines, ""]))
+    (again / "b.csv").write_text(
+        "\n".join(["path,label,split", *(f"{line},train" for line in lines), "a/test.png,a,test"])
+    )
+    assert {load_dataset(again / name, seed=seed).digest for name in ("a.csv", "b.csv") for seed in (0, 1)} == {found}
+    others = {
+        "one more": [*lines, "a/test.png,a"],
+        "one less": lines[1:],
+        "another label": [line.replace("a/02.png,a", "a/02.png,b") for line in lines],
+        "another class's name": [line.replace(",a", ",c") for line in lines],
+        "grouped": [f"{line},p{number // 2}" for number, line in enumerate(lines)],
+    }
+    digests = {found}
+    for name, rows in others.items():
+        head = "path,label,group" if name == "grouped" else "path,label"
+        (again / f"{name}.csv").write_text("\n".join([head, *rows, ""]))
+        digests.add(load_dataset(again / f"{name}.csv").digest)
+    assert len(digests) == 1 + len(others)
 
 
 def test_what_cannot_be_divided_is_said() -> None:

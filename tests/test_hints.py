@@ -31,7 +31,9 @@ from pyrtrav.training.images import OpenImages
 from pyrtrav.training.log import EpochReport
 from pyrtrav.training.setup import plan_training
 from pyrtrav.training.trainer import Trainer
+from tests.program import Done, run_program
 from tests.small import SmallEncoder
+from tests.toy_images import SMALL, make_images
 
 NAMES = ("a.png", "b, c.tif", "d.ome.tif")
 
@@ -444,6 +446,77 @@ def test_methods_without_a_policy_refuse_hints() -> None:
         check_method(METHODS["fcn"], hints)
     check_method(METHODS["fcn"], Hints())
     check_method(METHODS["topdown"], hints)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("boxes.csv", HEAD, r"boxes\.csv: holds no region"),
+        ("a.png.geojson", '{"type": "FeatureCollection", "features": []}', "holds no region"),
+        ("folder/a.png.geojson", "[]", "folder: holds no region"),
+        (
+            "boxes.csv",
+            HEAD + "c.png,0,0,1,1\nb.png,0,0,1,1\nb.png,0,0,2,2\n",
+            "all in images of test and val, and only",
+        ),
+        (None, "", "boxes: no such file or folder"),
+    ],
+)
+def test_hints_that_teach_nothing_are_refused(tmp_path: Path, name: str | None, text: str, message: str) -> None:
+    splits = {"a.png": "train", "b.png": "val", "c.png": "test"}
+    examples = (Example(str(tmp_path / name), 0, split, None, "") for name, split in splits.items())  # type: ignore[arg-type]
+    dataset = Dataset(("no", "yes"), tuple(examples), ())
+    source = tmp_path / "boxes"
+    if name is not None:
+        source = tmp_path / name
+        source.parent.mkdir(exist_ok=True)
+        source.write_text(text)
+        source = tmp_path / Path(name).parts[0]
+    with pytest.raises(DatasetError, match=message):
+        load_hints(source, dataset)
+
+
+def test_the_command_says_how_many_are_hinted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_images(tmp_path / "images")
+    lines = [f"{split}/dark/{i}.png,0,0,10,10\n" for split, count in (("train", 3), ("val", 1)) for i in range(count)]
+    (data / "boxes.csv").write_text(HEAD + "".join(lines))
+    (data / "empty.csv").write_text(HEAD)
+
+    def train(regions: str, *words: str) -> Done:
+        options = [word for option in (*SMALL, "epochs=1") for word in ("--set", option)]
+        given = ["train", "--data", data, "--out", tmp_path / "run", "--regions", data / regions, *options, *words]
+        return run_program(capsys, monkeypatch, *given)
+
+    for regions, words, message in (
+        ("empty.csv", (), "empty.csv: holds no region"),
+        ("nothing", (), "nothing: no such file or folder"),
+        ("boxes.csv", ("--set", "max_depth=0"), "with max_depth=0 there is nowhere to look"),
+        ("empty.csv", ("--set", "max_depth=0"), "with max_depth=0 there is nowhere to look"),
+    ):
+        code, printed, said = train(regions, *words)
+        assert (code, printed) == (2, ""), said
+        assert message in " ".join(said.split())
+    for method in ("fcn", "mil"):
+        given = [
+            "train",
+            "--data",
+            data,
+            "--out",
+            tmp_path / "run",
+            "--method",
+            method,
+            "--regions",
+            data / "empty.csv",
+        ]
+        code, printed, said = run_program(capsys, monkeypatch, *given)
+        assert (code, printed) == (2, "")
+        assert f"method '{method}' has no policy" in " ".join(said.split())
+    assert not (tmp_path / "run").exists()
+    code, _, said = train("boxes.csv")
+    assert code == 0, said
+    assert "hints for 3 of 8 training images" in said
 
 
 # End to end.

@@ -1,10 +1,12 @@
 """What every method promises with every encoder that it takes; a new method is picked up by itself."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -13,9 +15,12 @@ from pyrtrav.errors import ConfigError
 from pyrtrav.methods import METHODS
 from pyrtrav.model_file import EncoderSpec, ModelCard, build_model, load_model, save_model
 from pyrtrav.predict import Predictor
+from pyrtrav.pyramid import open_pyramid
 from pyrtrav.pyramid.array import ArrayPyramid
+from pyrtrav.pyramid.base import shared_cache
+from pyrtrav.selection import Settings
 from pyrtrav.tree import RESULT_SCHEMA, TREE_SCHEMA, check
-from tests.samples import compared
+from tests.samples import TISSUE, compared
 
 # Options that keep the models small; an encoder that is not named is used as it is.
 SMALL: dict[str, dict[str, Any]] = {"residual": {"base_resolution": 16, "widths": [4, 8]}}
@@ -99,3 +104,39 @@ def test_every_part_is_trained(predictor: Predictor) -> None:
     assert np.isfinite(metrics["loss"])
     missing = [name for name, weight in model.named_parameters() if weight.grad is None]
     assert missing == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_believed_of_an_image_that_failed(method: str, tmp_path: Path) -> None:
+    """Its coarse levels are whole, so that a glance at it succeeds; what fails lies below."""
+    whole, damaged = TISSUE / "val" / "lesion" / "003.tif", tmp_path / "damaged.tif"
+    shutil.copy(whole, damaged)
+    with tifffile.TiffFile(whole) as file, open(damaged, "r+b") as copy:
+        for start, length in zip(file.pages[0].dataoffsets, file.pages[0].databytecounts, strict=True):
+            copy.seek(start)
+            copy.write(bytes(length))
+    torch.manual_seed(0)
+    options = {"halvings": 4} if method == "fcn" else {"depth": 4} if method == "mil" else {"max_depth": 4}
+    card = ModelCard(method, EncoderSpec("residual", {"base_resolution": 64, "widths": [4, 8]}), options, ("a", "b"), 3)
+    model = build_model(card).eval()
+    for weight in model.parameters():  # zero biases would hide what is believed of nothing
+        torch.nn.init.normal_(weight, std=0.1)
+    with torch.no_grad(), open_pyramid(damaged, channels=3) as bad, open_pyramid(whole, channels=3) as good:
+        assert bad.read_many([bad.bounds], 64).errors == [None]
+        for depth in (0, 4):
+            trace = model.look([bad, good], Settings("all", depth=4))
+            assert [error is None for error in trace.errors] == [False, True]
+            logits = model.believe(trace, depth)
+            assert not logits[0].any()
+            torch.testing.assert_close(logits[1], model.believe(model.look([good], Settings("all", depth=4)), depth)[0])
+        assert not model.believe(model.look([bad], Settings("all", depth=4)), 4).any()
+
+
+def test_reading_is_timed_apart_from_encoding(predictor: Predictor) -> None:
+    path = TISSUE / "val" / "lesion" / "003.tif"
+    predictor.predict([path])  # what is made ready once is no part of it
+    shared_cache().clear()
+    seconds = predictor.predict([path])[0].record["cost"]["seconds"]
+    assert seconds["read"] > 0
+    assert seconds["encode"] > 0
+    assert seconds["open"] + seconds["read"] + seconds["encode"] <= seconds["total"] + 1e-5

@@ -234,6 +234,17 @@ def test_an_unreadable_image_leaves_the_others(tmp_path: Path) -> None:
         assert not logits[0].any()
 
 
+def test_the_thumbnail_that_finds_the_background_is_a_part_of_reading(tmp_path: Path) -> None:
+    """Of an image that is damaged nothing but it is read."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:-900])
+    with open_pyramid(tmp_path / "bad.png", channels=1) as image:
+        trace = make(skip_background=0.9).look([image], EVERYTHING)
+    assert trace.seconds["read"] > 0
+    assert trace.seconds["encode"] == 0
+
+
 def marked_images(folder: Path, count: int, seed: int) -> None:
     """64 tiles of noise; in images of the class `marked` one of them holds a dark square."""
     random = np.random.default_rng(seed)

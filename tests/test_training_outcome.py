@@ -1,7 +1,6 @@
 """What a run leaves: a summary that says how to do it again, a picture, and events for TensorBoard."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pyrtrav import __version__
-from pyrtrav.config import field_names
 from pyrtrav.training.data import load_dataset
 from pyrtrav.training.learning_curve import COLOURS, draw_learning_curve
 from pyrtrav.training.log import EpochReport, RunLog
 from pyrtrav.training.metrics import classification_metrics
-from pyrtrav.training.options import TrainingConfig
 from pyrtrav.training.setup import plan_training
 from pyrtrav.training.trainer import Trainer
-from tests.samples import REPOSITORY
 from tests.toy_images import SMALL, make_images
 
 OPTIONS = [*SMALL, "max_depth=2", "c_t=6", "gradual=true", "validate_every=1", "keep=loss", "epochs=[2,3]", "lr=0.05"]
@@ -86,12 +82,6 @@ def test_tensorboard_has_every_epoch_once(folder: Path, tmp_path: Path) -> None:
         found = [(event.step, event.value) for event in events.Scalars(tag)]
         assert [step for step, _ in found] == [1, 2, 3, 4, 5]
         assert [value for _, value in found] == pytest.approx([line["metrics"][name] for line in log])
-
-
-def test_the_page_names_every_option() -> None:
-    page = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
-    named = {name for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
-    assert named == field_names(TrainingConfig)
 
 
 def test_metrics_by_hand() -> None:

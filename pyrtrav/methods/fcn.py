@@ -84,12 +84,10 @@ class Fcn(Model):
         trace = Trace([root_of(image, self.encoder.base_resolution) for image in images], device)
         vectors = []
         for number, image in enumerate(images):
-            begun = time.perf_counter()
             try:
-                vectors.append(self._whole(image, trace.roots[number], device))
+                vectors.append(self._whole(image, trace.roots[number], trace.seconds))
             except PyramidError as error:
                 trace.errors[number] = error
-            trace.seconds["encode"] += time.perf_counter() - begun
         seen = np.flatnonzero(trace.alive)
         zeros = np.zeros(len(seen), np.int64)
         region = np.array([trace.roots[i].as_tuple() for i in seen]).reshape(-1, 4)
@@ -97,20 +95,20 @@ class Fcn(Model):
         trace.add_fixations(seen, zeros, 0, zeros, zeros, region, vector)
         return trace
 
-    def _whole(self, image: Image, root: Region, device: torch.device) -> Tensor:
+    def _whole(self, image: Image, root: Region, seconds: dict[str, float]) -> Tensor:
         """Mean of the features over the image, block by block."""
         side = self.side_of(root)
         step = max(self.stride, math.isqrt(BLOCK_PIXELS) // self.stride * self.stride)
         # Of a single block the activations are kept; of many they would not fit.
         again = side > step and torch.is_grad_enabled()
-        total, count = torch.zeros(self.encoder.vector_size, device=device), 0
+        total, count = torch.zeros(self.encoder.vector_size, device=self.encoder.mean.device), 0
         for top in range(0, side, step):
             for left in range(0, side, step):
                 spans = self._span(top, step, side), self._span(left, step, side)
                 if again:
-                    part, size = checkpoint(self._block, image, root, side, *spans, device, use_reentrant=False)
+                    part, size = checkpoint(self._block, image, root, side, *spans, seconds, use_reentrant=False)
                 else:
-                    part, size = self._block(image, root, side, *spans, device)
+                    part, size = self._block(image, root, side, *spans, seconds)
                 total, count = total + part, count + size
         return total / count
 
@@ -125,21 +123,26 @@ class Fcn(Model):
         return Span(first, last, slice(kept, None if start + step >= side else kept + step // self.stride))
 
     def _block(
-        self, image: Image, root: Region, side: int, rows: Span, columns: Span, device: torch.device
+        self, image: Image, root: Region, side: int, rows: Span, columns: Span, seconds: dict[str, float]
     ) -> tuple[Tensor, int]:
-        """Sum of the features of one block, and their number."""
+        """Sum of the features of one block, and their number; adds the time of both phases."""
         scale = root.width / side
         width, height = columns.last - columns.first, rows.last - rows.first
         place = Region(root.x + columns.first * scale, root.y + rows.first * scale, width * scale, height * scale)
+        begun = time.perf_counter()
         patches = image.read_many([place], (width, height))
+        read = time.perf_counter()
+        seconds["read"] += read - begun
         if patches.errors[0] is not None:
             raise patches.errors[0]
-        stored = torch.from_numpy(patches.pixels).permute(0, 3, 1, 2).to(device)
+        stored = torch.from_numpy(patches.pixels).permute(0, 3, 1, 2).to(self.encoder.mean.device)
         dtype = self.encoder.mean.dtype
         pixels = Palette([image])(stored, np.zeros(1, np.int64), dtype)
         features = self.encoder.running(self._features, pixels, dtype)
         kept = features[0, :, rows.kept, columns.kept]
-        return kept.sum((1, 2)), kept.shape[1] * kept.shape[2]
+        total = kept.sum((1, 2))
+        seconds["encode"] += time.perf_counter() - read
+        return total, kept.shape[1] * kept.shape[2]
 
     def believe(self, trace: Trace, depth: int) -> Float[Tensor, "image label"]:
         logits: Tensor = self.head(trace.vector)

@@ -168,11 +168,14 @@ class Mil(Model):
         depth = self.tile_depth(root)
         tiles = tiles_of(image.bounds, root, depth)
         if self.config.skip_background is not None:
+            begun = time.perf_counter()
             try:
                 share = background_share(image, root, depth)
             except PyramidError as error:
                 trace.errors[number] = error
                 return tiles.take(np.zeros(0, np.int64))
+            finally:
+                trace.seconds["read"] += time.perf_counter() - begun
             tiles = without_background(tiles, share, self.config.skip_background)
         if most is None or len(tiles.row) <= most:
             return tiles

@@ -316,14 +316,14 @@ class TopDown(Model):
         return self.traversal.depth_of(image, settings)
 
     def believe(self, trace: Trace, depth: int) -> Float[Tensor, "image label"]:
-        """Equation (7) from the bottom up, then the classification module."""
+        """Equation (7) from the bottom up, then the classification module; a part of an image says nothing of it."""
         values = trace.vector
         on = np.flatnonzero(trace.on & (trace.depth[trace.parent] < depth))
         for level in reversed(range(depth)):
             edges = on[trace.depth[trace.parent[on]] == level]
             if len(edges):
                 values = self._merge_level(trace, values, edges)
-        glances = np.flatnonzero(trace.depth == 0)
+        glances = np.flatnonzero((trace.depth == 0) & trace.alive[trace.image])
         device = values.device
         logits: Tensor = self.classify(values[torch.from_numpy(glances).to(device)])
         full = torch.zeros(trace.images, logits.shape[1], dtype=logits.dtype, device=device)

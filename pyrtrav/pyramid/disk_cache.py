@@ -66,15 +66,16 @@ class DiskCache:
         return self._file(name).exists()
 
     def get(self, name: str) -> Tile | None:
-        """Return the tile and mark it as used now, or None."""
+        """Return the tile and mark it as used now where we may, or None."""
         path = self._file(name)
         try:
             with path.open("rb") as file:
                 data = np.empty(os.fstat(file.fileno()).st_size, np.uint8)
                 file.readinto(data)  # type: ignore[arg-type]
-            os.utime(path)
         except OSError:
             return None
+        with suppress(OSError):  # another's: he alone may mark it
+            os.utime(path)
         tile = _unpacked(name, data)
         if tile is None:
             _log.warning("%s: damaged, dropped from the cache of tiles", path)

@@ -10,26 +10,24 @@ the order of the files, and a new image moves no other (but see `validation_unit
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import zlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
 from pyrtrav.errors import ConfigError, DatasetError, nearest_name
-from pyrtrav.pyramid.inspect import companions
+from pyrtrav.training.contents import check_labels, equal_contents, leaks
 from pyrtrav.training.listing import read_rows
-from pyrtrav.training.manifest import SPLITS, Row, relative_key
+from pyrtrav.training.manifest import SPLITS, Row
 
 Split = Literal["train", "val", "test"]
 
 VALIDATION_SHARE = 0.2
 """Of each class, where no split is given."""
-
-_HEAD_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +58,21 @@ class Dataset:
     """How training and validation images were told apart, in words."""
     fold: str | None = None
     """Of cross-validation, as ``2/5``."""
+    split_warnings: tuple[str, ...] = ()
+    """Those of the warnings that are about this split: another has its own."""
+    alike: tuple[tuple[str, ...], ...] = ()
+    """Paths of images that have the same content, a tuple for each content."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the relative paths, labels and groups of all but the test images, in whatever order they are
+        listed: with the seed it says who trains and who validates, wherever the data lie."""
+        divided = sorted(
+            (example.key or example.path, self.classes[example.label], example.group or "")
+            for example in self.examples
+            if example.split != "test"
+        )
+        return hashlib.sha256(json.dumps(divided).encode()).hexdigest()
 
     def split(self, name: str) -> list[Example]:
         """Return the examples of ``train``, ``val`` or ``test``."""
@@ -86,12 +99,22 @@ def load_dataset(source: str | Path, *, seed: int = 0) -> Dataset:
     _check_splits(rows)
     check_groups(rows)
     is_given = any(row.split == "val" for row in rows)
-    rows = _with_validation(rows, seed, path, warnings)
-    check_contents(rows, warnings)
+    split_warnings: list[str] = []
+    rows = _with_validation(rows, seed, path, split_warnings)
+    alike = equal_contents(rows)
+    check_labels(alike)
+    split_warnings += leaks(alike)
     index = {name: number for number, name in enumerate(classes)}
     examples = (Example(r.path, index[r.label], cast(Split, r.split), r.group, r.source, r.key) for r in rows)
     rule = "as given" if is_given else f"about {VALIDATION_SHARE:.0%} by hash of path or group, seed {seed}"
-    return Dataset(tuple(classes), tuple(examples), tuple(warnings), rule)
+    return Dataset(
+        tuple(classes),
+        tuple(examples),
+        (*warnings, *split_warnings),
+        rule,
+        split_warnings=tuple(split_warnings),
+        alike=tuple(tuple(row.path for row in group) for group in alike),
+    )
 
 
 # What must hold.
@@ -219,84 +242,3 @@ def _is_last(unit: str, classes: Mapping[str, AbstractSet[str]], chosen: Abstrac
         unit in units and not any((other in chosen) == side for other in units if other != unit)
         for units in classes.values()
     )
-
-
-# The same content twice.
-
-
-def check_contents(rows: Sequence[Row], warnings: list[str]) -> None:
-    """One content has one label; where it stands in two splits, that is a warning.
-
-    Full contents are compared only where sizes and beginnings are equal.
-    """
-    groups = [list(rows)]
-    for key in (_size, _beginning, _content):
-        groups = [alike for group in groups for alike in _grouped(key, group) if _conflict(alike)]
-    leaks = []
-    for first, *others in groups:
-        for row in others:
-            if row.label != first.label:
-                raise DatasetError(
-                    f"{row.source}: {row.path} has the same content as {first.path} ({first.source}), but "
-                    f"label {row.label!r} instead of {first.label!r}; keep the right one"
-                )
-        other = next(row for row in others if row.split != first.split)
-        leaks.append(f"{first.path} ({first.split}) and {other.path} ({other.split})")
-    if leaks:
-        more = f", and {len(leaks) - 1} other pairs" if len(leaks) > 1 else ""
-        warnings.append(f"the same content in two splits flatters the result: {leaks[0]}{more}; keep one of them")
-
-
-def _conflict(group: Sequence[Row]) -> bool:
-    return len({(row.label, row.split) for row in group}) > 1
-
-
-def _grouped(key: Callable[[Row], Hashable], rows: Sequence[Row]) -> list[list[Row]]:
-    groups: dict[Hashable, list[Row]] = defaultdict(list)
-    for row in rows:
-        try:
-            groups[key(row)].append(row)
-        except OSError as error:
-            raise DatasetError(f"{row.source}: {row.path} cannot be read: {error.strerror or error}") from error
-    return list(groups.values())
-
-
-def _size(row: Row) -> Hashable:
-    """Of a file, its bytes; of a folder, the names and bytes of the files directly in it."""
-    if not os.path.isdir(row.path):
-        return os.path.getsize(row.path)
-    with os.scandir(row.path) as entries:
-        return tuple(sorted((entry.name, entry.stat().st_size) for entry in entries if entry.is_file()))
-
-
-def _beginning(row: Row) -> Hashable:
-    """Of a file, a checksum of its first 64 KiB; of a folder, the names and bytes of all files below it."""
-    if os.path.isdir(row.path):
-        return tuple(sorted((name, os.path.getsize(path)) for name, path in _files(row.path)))
-    with open(row.path, "rb") as file:
-        return zlib.crc32(file.read(_HEAD_BYTES))  # alike by chance: then the whole contents tell
-
-
-def _content(row: Row) -> Hashable:
-    """SHA-256 of everything that the image consists of, in an order that its own file names do not change."""
-    members = [member for root in (row.path, *companions(row.path)) for member in _files(root)]
-    digests = []
-    for name, path in members:
-        with open(path, "rb") as file:
-            digests.append((name, hashlib.file_digest(file, "sha256").digest()))
-    return tuple(sorted(digests))
-
-
-def _files(root: str) -> Iterator[tuple[str, str]]:
-    """Every file below the folder by its name in it; a file itself has the empty name."""
-    if not os.path.isdir(root):
-        yield "", root
-        return
-    for folder, _, names in os.walk(root, onerror=_raise):
-        for name in names:
-            path = os.path.join(folder, name)
-            yield relative_key(path, root), path
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,6 @@ def evaluate(
     settings: Settings,
     *,
     batch_size: int = 16,
-    on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Run the model over examples. Draws depend on the settings' seed and the image's place in the list only."""
     was_training = model.training
@@ -81,8 +80,6 @@ def evaluate(
                 candidates[level].append(trace.best_probabilities(level))
         probabilities.append(rows.numpy())
         cells.append(counts)
-        if on_batch is not None:
-            on_batch(len(batch))
     model.train(was_training)
     return Evaluation(
         np.concatenate(probabilities),

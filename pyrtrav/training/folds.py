@@ -1,4 +1,5 @@
-"""Cross-validation: every labelled image validates once, groups stay together, classes are spread evenly.
+"""Cross-validation: every labelled image validates once, groups and equal contents stay together, classes are spread
+evenly.
 
 The rule is that of scikit-learn's StratifiedGroupKFold: groups whose images are spread most unevenly over the classes
 go first, each to the fold that leaves the classes' shares most even. Groups that are equal in that follow each other by
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrtrav.errors import ConfigError, DatasetError
+from pyrtrav.training.contents import leaks
 from pyrtrav.training.data import Dataset, Example, fraction
 
 Unit = tuple[str, str]
@@ -34,7 +36,9 @@ def k_folds(dataset: Dataset, k: int, seed: int = 0) -> list[Dataset]:
     if k < 2:
         raise ConfigError(f"cross-validation needs 2 folds or more, got {k}")
     pool = [example for example in dataset.examples if example.split != "test"]
-    fold_of = _spread(_units(pool, len(dataset.classes)), k, seed)
+    unit_of = _units(pool, dataset.alike)
+    spread = _spread(_counts(pool, unit_of, len(dataset.classes)), k, seed)
+    fold_of = {path: spread[unit] for path, unit in unit_of.items()}
     folds = [_one(dataset, fold_of, k, number, seed) for number in range(k)]
     _check_trained(dataset, folds)
     return folds
@@ -58,11 +62,27 @@ def _unit(example: Example) -> Unit:
     return ("image", example.key or example.path) if example.group is None else ("group", example.group)
 
 
-def _units(pool: Sequence[Example], classes: int) -> dict[Unit, NDArray[np.int64]]:
+def _units(pool: Sequence[Example], alike: Sequence[Sequence[str]]) -> dict[str, Unit]:
+    """The unit of each image, by path; units that share a content are one, under the first of their names."""
+    unit_of = {example.path: _unit(example) for example in pool}
+    joined: dict[Unit, Unit] = {}
+
+    def first(unit: Unit) -> Unit:
+        while unit in joined:
+            unit = joined[unit]
+        return unit
+
+    for paths in alike:
+        units = sorted({first(unit_of[path]) for path in paths if path in unit_of})
+        joined |= dict.fromkeys(units[1:], units[0])
+    return {path: first(unit) for path, unit in unit_of.items()}
+
+
+def _counts(pool: Sequence[Example], unit_of: dict[str, Unit], classes: int) -> dict[Unit, NDArray[np.int64]]:
     """Each unit with the number of its images of every class."""
     units: dict[Unit, NDArray[np.int64]] = {}
     for example in pool:
-        units.setdefault(_unit(example), np.zeros(classes, np.int64))[example.label] += 1
+        units.setdefault(unit_of[example.path], np.zeros(classes, np.int64))[example.label] += 1
     return units
 
 
@@ -99,20 +119,32 @@ def _best_fold(folds: NDArray[np.int64], unit: NDArray[np.int64], total: NDArray
     return best
 
 
-def _one(dataset: Dataset, fold_of: dict[Unit, int], k: int, number: int, seed: int) -> Dataset:
+def _one(dataset: Dataset, fold_of: dict[str, int], k: int, number: int, seed: int) -> Dataset:
+    """The dataset of a fold; ``fold_of`` tells those of the images by path."""
     examples = tuple(
         example
         if example.split == "test"
-        else replace(example, split="val" if fold_of[_unit(example)] == number else "train")
+        else replace(example, split="val" if fold_of[example.path] == number else "train")
         for example in dataset.examples
     )
-    warnings = list(dataset.warnings)
+    warnings = []
     absent = set(range(len(dataset.classes))) - {e.label for e in examples if e.split == "val"}
     if absent:
         named = ", ".join(repr(dataset.classes[label]) for label in sorted(absent))
         warnings.append(f"fold {number + 1} of {k}: no validation images of {named}")
     rule = f"fold {number + 1} of {k}, stratified by class and whole groups, seed {seed}"
-    return replace(dataset, examples=examples, warnings=tuple(warnings), rule=rule, fold=f"{number + 1}/{k}")
+    by_path = {example.path: example for example in examples}
+    # What may stand on two sides yet are the test images' contents.
+    warnings += leaks([[by_path[path] for path in paths] for paths in dataset.alike])
+    of_data = [warning for warning in dataset.warnings if warning not in dataset.split_warnings]
+    return replace(
+        dataset,
+        examples=examples,
+        warnings=(*of_data, *warnings),
+        split_warnings=tuple(warnings),
+        rule=rule,
+        fold=f"{number + 1}/{k}",
+    )
 
 
 def _check_trained(dataset: Dataset, folds: Sequence[Dataset]) -> None:
@@ -121,5 +153,5 @@ def _check_trained(dataset: Dataset, folds: Sequence[Dataset]) -> None:
         if untrained:
             raise DatasetError(
                 f"class {dataset.classes[min(untrained)]!r}: all its images are in one fold ({number + 1} of "
-                f"{len(folds)}), which leaves none to train on; its images must be of two groups or more"
+                f"{len(folds)}), which leaves none to train on; its images must be of two groups or more, and differ"
             )

@@ -8,13 +8,14 @@ can be opened or not. The class names must be the model's.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from pyrtrav.errors import ConfigError, DatasetError, nearest_name
-from pyrtrav.training.data import Example, Split, check_contents, check_groups, load_dataset
+from pyrtrav.training.contents import check_labels, equal_contents, leaks
+from pyrtrav.training.data import Dataset, Example, Split, check_groups, load_dataset
 from pyrtrav.training.folds import one_fold
 from pyrtrav.training.listing import read_rows
 from pyrtrav.training.manifest import SPLITS, Row
@@ -39,9 +40,7 @@ def load_held_out(
     source: str | Path,
     classes: Sequence[str],
     split: str | None = None,
-    *,
-    training_seed: int | None = None,
-    fold: str | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> HeldOut:
     """Return the images of a split: by default ``test`` if there is one, else ``val``, else everything.
 
@@ -49,10 +48,9 @@ def load_held_out(
         source: a folder or a table, as for training.
         classes: the model's class names; the data's must be among them, in any order.
         split: ``train``, ``val``, ``test`` or ``all``.
-        training_seed: where the data give no such split, ``train`` and ``val`` are those that training with this seed
-            makes of them.
-        fold: of cross-validation, that the model was trained in: ``train`` and ``val`` are that fold's, whatever the
-            data say.
+        training: what the model file says of its training. Where these are the data that the model was trained on
+            (by their digest), ``train`` and ``val`` are as they were in its fold of cross-validation, or, where the
+            data give no such split, as its seed divides them.
 
     Raises:
         DatasetError: the data cannot be used, lack the split, or name a class that the model does not know.
@@ -65,55 +63,70 @@ def load_held_out(
     if not rows:
         raise DatasetError(f"{path}: lists no image that can be opened")
     given = [name for name in SPLITS if any(row.split == name for row in rows)]
-    if fold is not None and split is None and "test" not in given:
-        split = "val"
-    if split in ("train", "val") and (split not in given or fold is not None) and training_seed is not None:
-        return _as_trained(path, classes, split, training_seed, fold)
+    fold = (training or {}).get("fold")
+    wanted = "val" if fold is not None and split is None and "test" not in given else split
+    if wanted in ("train", "val") and (wanted not in given or fold is not None):
+        dataset = _trained_on(path, training or {})
+        if dataset is not None:
+            return _as_trained(dataset, path, classes, wanted)
+        if fold is not None:
+            warnings.append(
+                f"{path}: not the data that the model was trained on in fold {fold}, so that no part is its own"
+            )
     check_groups(rows)
-    check_contents(rows, warnings)
+    alike = equal_contents(rows)
+    check_labels(alike)
+    warnings += leaks(alike)
     chosen = split or next((name for name in ("test", "val") if name in given), ALL)
     if chosen not in (*given, ALL):
         raise DatasetError(
             f"{path}: has no images of the split {chosen!r}; it has {', '.join(given) or 'no splits'}, or all of them "
-            "with --split all"
+            "with --split all (only the data that a model was trained on are divided as in its training)"
         )
     if chosen in (ALL, "train"):
         warnings.append(f"{path}: {_of(chosen)} are evaluated; those that the model was trained on flatter the result")
     kept = [row for row in rows if chosen in (ALL, row.split)]
-    _check_classes(kept, classes)
-    index = {name: number for number, name in enumerate(classes)}
-    examples = (
-        # An image without a split is given the name that no figure depends on.
-        Example(row.path, index[row.label], cast(Split, row.split or "test"), row.group, row.source)
-        for row in kept
-    )
-    return HeldOut(path, chosen, tuple(examples), tuple(warnings))
+    return HeldOut(path, chosen, _examples(kept, classes), tuple(warnings))
 
 
 def _of(split: str) -> str:
     return "all images" if split == ALL else f"the images of {split}"
 
 
-def _as_trained(path: str, classes: Sequence[str], split: str, seed: int, fold: str | None) -> HeldOut:
-    """The part that training with this seed has made of data without that split, or in that fold."""
-    dataset = load_dataset(path, seed=seed)
-    if fold is not None:
-        dataset = one_fold(dataset, fold, seed)
+def _trained_on(path: str, training: Mapping[str, Any]) -> Dataset | None:
+    """The data, divided as in a model's training; None where they are not those that it was trained on."""
+    seed, fold = training.get("seed"), training.get("fold")
+    if seed is None:
+        return None
+    try:
+        dataset = load_dataset(path, seed=seed)
+    except DatasetError:
+        return None  # and training would have stopped
+    if dataset.digest != training.get("data_digest"):
+        return None
+    return dataset if fold is None else one_fold(dataset, fold, seed)
+
+
+def _as_trained(dataset: Dataset, path: str, classes: Sequence[str], split: str) -> HeldOut:
     examples = dataset.split(split)
     _check_labels({dataset.classes[example.label]: example.source for example in examples}, classes)
     index = [classes.index(name) if name in classes else -1 for name in dataset.classes]
     renamed = tuple(replace(example, label=index[example.label]) for example in examples)
-    note = f"{path}: names no {split}; evaluated is what training with seed {seed} makes {split} of it"
-    if fold is not None:
-        note = f"{path}: evaluated is {split} of fold {fold}, in which the model was trained, with seed {seed}"
+    note = f"{path}: evaluated is {split} as in the model's training: {dataset.rule}"
     return HeldOut(path, split, renamed, (*dataset.warnings, note))
 
 
-def _check_classes(rows: Sequence[Row], classes: Sequence[str]) -> None:
+def _examples(rows: Sequence[Row], classes: Sequence[str]) -> tuple[Example, ...]:
     first: dict[str, str] = {}
     for row in rows:
         first.setdefault(row.label, row.source)
     _check_labels(first, classes)
+    index = {name: number for number, name in enumerate(classes)}
+    return tuple(
+        # An image without a split is given the name that no figure depends on.
+        Example(row.path, index[row.label], cast(Split, row.split or "test"), row.group, row.source)
+        for row in rows
+    )
 
 
 def _check_labels(first: dict[str, str], classes: Sequence[str]) -> None:

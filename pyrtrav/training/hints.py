@@ -84,17 +84,30 @@ class Hints:
 
 def check_method(method: Method, hints: Hints) -> None:
     """Raise ConfigError where there are hints and the method has no policy to teach."""
-    if len(hints) and "hints" not in method.supports:
+    if len(hints):
+        check_policy(method)
+
+
+def check_policy(method: Method, max_depth: int | None = None) -> None:
+    """Raise ConfigError where hints have nothing to teach: no policy, or one that is never asked where to look."""
+    if "hints" not in method.supports:
         raise ConfigError(f"method {method.name!r} has no policy that region hints could teach; leave them out")
+    if max_depth == 0:
+        raise ConfigError(
+            "with max_depth=0 there is nowhere to look but the glance; leave region hints out or go deeper"
+        )
 
 
 def load_hints(source: str | Path, dataset: Dataset) -> Hints:
     """Return the hints of a CSV, a GeoJSON file or a folder of GeoJSON files.
 
     Raises:
-        DatasetError: a box that is none, or an image that the data do not list; names file and line.
+        DatasetError: a box that is none, an image that the data do not list (names file and line), or no box of any
+            training image.
     """
     path = os.path.abspath(source)
+    if not os.path.exists(path):
+        raise DatasetError(f"{path}: no such file or folder")
     if os.path.isdir(path):
         # Other JSON lies there too, such as QuPath's own.
         names = sorted(name for name in os.listdir(path) if name.lower().endswith(".geojson") and name[0] != ".")
@@ -111,7 +124,21 @@ def load_hints(source: str | Path, dataset: Dataset) -> Hints:
     boxes: dict[str, list[Hint]] = defaultdict(list)
     for image, hint in found:
         boxes[image].append(hint)
+    _check_taught(path, boxes, dataset)
     return Hints(boxes)
+
+
+def _check_taught(path: str, boxes: Mapping[str, Sequence[Hint]], dataset: Dataset) -> None:
+    """Raise DatasetError where no training image has a box: whoever gives hints expects them to teach."""
+    if not boxes:
+        raise DatasetError(f"{path}: holds no region; give one at least, or leave region hints out")
+    splits = {example.path: example.split for example in dataset.examples}
+    found = sorted({splits[image] for image in boxes})
+    if "train" not in found:
+        raise DatasetError(
+            f"{path}: its regions are all in images of {' and '.join(found)}, and only training images' are used; "
+            "give some of those, or leave region hints out"
+        )
 
 
 def _box(left: float, top: float, right: float, bottom: float, where: str) -> Region:

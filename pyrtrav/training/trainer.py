@@ -270,6 +270,7 @@ class Trainer:
             "images": {name: len(self.dataset.split(name)) for name in ("train", "val", "test")},
             "split": self.dataset.rule,
             "fold": self.dataset.fold,
+            "data_digest": self.dataset.digest,
         }
         card = dataclasses.replace(self.card, selection=selection)
         write_outcome(self.out, self.model, card, self.log, self.at, training, reached)
