@@ -1,5 +1,7 @@
 """The lesson from hints: which places it looks at, what it asks of them, and that it teaches."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,11 @@ from pyrtrav.methods.topdown import METHOD, TopDown, TopDownConfig
 from pyrtrav.pyramid.array import ArrayPyramid
 from pyrtrav.selection import Settings
 from pyrtrav.training.augment import View
+from pyrtrav.training.data import load_dataset
+from pyrtrav.training.setup import plan_training
+from pyrtrav.training.trainer import Trainer
 from tests.small import SmallEncoder
+from tests.toy_images import SMALL, make_images
 
 
 def spotted(seed: int, side: int = 64) -> View:
@@ -118,3 +124,10 @@ def test_it_comes_first_and_needs_a_lattice() -> None:
     assert [stage.name for stage in METHOD.stages(TopDownConfig())] == ["depth 2"]
     with pytest.raises(ConfigError, match="lesson needs a whole 1/side"):
         TopDownConfig(lesson=True, side=0.4, share_cells=False)
+
+
+def test_without_hints_a_lesson_is_refused(tmp_path: Path) -> None:
+    dataset = load_dataset(make_images(tmp_path / "images"))
+    card, config = plan_training(dataset, assignments=[*SMALL, "lesson=true", "epochs=1"])
+    with pytest.raises(ConfigError, match="name some with --regions"):
+        Trainer(dataset, card, config, tmp_path / "run", device="cpu")

@@ -82,10 +82,12 @@ class Hints:
         return warnings
 
 
-def check_method(method: Method, hints: Hints) -> None:
-    """Raise ConfigError where there are hints and the method has no policy to teach."""
+def check_method(method: Method, hints: Hints, *, lesson: bool = False) -> None:
+    """Raise ConfigError where there are hints and the method has no policy to teach, or a lesson and no hints."""
     if len(hints):
         check_policy(method)
+    elif lesson:
+        raise ConfigError("lesson=true learns from region hints, and there are none; name some with --regions")
 
 
 def check_policy(method: Method, max_depth: int | None = None) -> None:

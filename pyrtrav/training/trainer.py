@@ -78,8 +78,8 @@ class Trainer:
         self.model = build_model(card).to(self.device)
         method = find_method(card.method)
         self.hints = hints or Hints()
-        check_method(method, self.hints)
         self.method_config = make_config(method.Config, card.config)
+        check_method(method, self.hints, lesson=getattr(self.method_config, "lesson", False))
         self.stages: Sequence[Stage] = method.stages(self.method_config)
         bfloat16 = None if config.precision == "auto" else config.precision == "bfloat16"
         self.model.encoder.running = Running(bfloat16, config.recompute)
