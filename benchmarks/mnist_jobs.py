@@ -20,7 +20,7 @@ BEYOND: tuple[dict[str, Any], ...] = (
     {"lambda_e": 1e-7},
     {"cells": 5},
 )
-"""What the paper has not, each measured against it: M3 at 56 px, c_t 12 (5 x 5 cells of half the side overlap by three quarters)."""
+"""What the paper has not, each measured against it: M3 at 56 px, c_t 12 (5 x 5 cells overlap by three quarters)."""
 
 
 def paper_jobs(variants: Sequence[Variant], pairs: Sequence[int], seeds: Sequence[int]) -> Iterator[Job]:
