@@ -75,8 +75,9 @@ def plan_jobs(
                     arm = ARMS[name]
                     if track not in arm.tracks or arm.method not in METHODS:
                         continue
-                    aids = WITH_HINTS if track == "hints" else ()
-                    settings = (*COMMON, *arm.options, *aids, f"epochs={epochs or arm.epochs}", *assignments)
+                    hinted = track == "hints"
+                    aids, own = (WITH_HINTS, arm.hint_epochs) if hinted else ((), arm.epochs)
+                    settings = (*COMMON, *arm.options, *aids, f"epochs={epochs or own}", *assignments)
                     jobs.append(Job(track, name, fold, seed, hint_share if track == "hints" else 0.0, settings))
     return jobs
 
