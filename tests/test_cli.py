@@ -275,7 +275,7 @@ def test_wrong_usage_is_told_in_a_line(run: Run, tmp_path: Path) -> None:
         (["train", "--data", table, *trained], "table.csv:2"),
         (["train", "--data", tmp_path / "nothing", *trained], "nothing"),
         (["train", "--data", TISSUE, "--regions", boxes, *trained], "boxes.csv:2"),
-        (["train", "--data", TISSUE, "--regions", tmp_path / "none.csv", *trained], "cannot be read"),
+        (["train", "--data", TISSUE, "--regions", tmp_path / "none.csv", *trained], "no such file or folder"),
         (["train", "--data", TISSUE, "--regions", hinted, "--method", "fcn", *trained], "no policy"),
     ]
     for words, message in cases:
