@@ -3,9 +3,10 @@
     python -m benchmarks.training_speed --out runs/training_speed
 
 M3 on plain MNIST at 28 and 56 px, batches of 128, two draws an image. The policy is first brought to its c_t, as it is
-for most of a training. Then steps of ours and of ``benchmarks/plain_topdown.py`` take turns, with the same weights,
-images and number of attended cells; one thread. Prints images a second (medians), the ratio (median over turns), and
-what a step of ours is made of; writes them as JSON too.
+for most of a training: by so many steps, or by the weights that ``benchmarks.topdown_mnist`` has left in a folder. Then
+steps of ours and of ``benchmarks/plain_topdown.py`` take turns, with the same weights, images and number of attended
+cells; one thread. Prints images a second (medians), the ratio (median over turns), the share of the places that two
+draws look at which are distinct, and what a step of ours is made of; writes them as JSON too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+import safetensors.torch
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -29,25 +32,41 @@ from benchmarks.mnist_images import Digits, data_folder, load_digits
 from benchmarks.mnist_train import Job, Run, Schedule
 from benchmarks.plain_topdown import plain_step
 from pyrtrav.files import make_folder, written_whole
+from pyrtrav.sampling import ImageStack
+from pyrtrav.trace import Trace
 
 BATCH = 128
+DRAWS = 2
 
 
 def measure(
-    resolution: int, c_t: float, digits: tuple[Digits, Digits], steps: int, turns: int, device: str
+    resolution: int,
+    c_t: float,
+    digits: tuple[Digits, Digits],
+    steps: int,
+    trained: Path | None,
+    turns: int,
+    device: str,
 ) -> dict[str, Any]:
     """Train a little, then take turns."""
     job = Job("plain", 3, "M", resolution, c_t)
     run = Run(job, Schedule(1, train_images=BATCH * steps), digits, Path(), device)
-    run._epoch(0)
+    if trained is None:
+        run._epoch(0)
+    else:
+        run.model.load_state_dict(safetensors.torch.load_file(trained / f"{job.name}.safetensors"))
     own, draws = torch.Generator(device).manual_seed(1), torch.Generator().manual_seed(1)
     # As PyTorch lays weights out unless it is told otherwise.
     unoptimised = deepcopy(run.model).to(memory_format=torch.contiguous_format)
     train, cells = digits[0], {"ours": 0.0, "plain": 0.0}
+    distinct: list[float] = []
+    rule = run.rule
+    assert rule is not None
 
     def ours(images: torch.Tensor, labels: torch.Tensor) -> None:
-        loss, metrics = run._loss(images, labels, draws, 1.0)
+        loss, metrics, trace = rule(run.model, ImageStack(images), labels, draws, 1.0)
         cells["ours"] += metrics["cells"] / turns
+        distinct.append(_distinct(trace))
         _backward(run, loss)
 
     def plain(images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -67,8 +86,15 @@ def measure(
         **{f"cells_{name}": round(value, 2) for name, value in cells.items()},
         **{f"{name}_images_per_second": round(BATCH / median(values), 1) for name, values in times.items()},
         "ratio": round(median(b / a for a, b in zip(times["ours"], times["plain"], strict=True)), 2),
+        "distinct": round(median(distinct), 2),
         "profile": _profile(lambda: ours(images, train.labels[index])),
     }
+
+
+def _distinct(trace: Trace) -> float:
+    """The share of the places that are read, of all that the draws look at."""
+    places = np.column_stack([trace.image // DRAWS, trace.depth, trace.column, trace.row])
+    return len(np.unique(places, axis=0)) / len(places)
 
 
 def _backward(run: Run, loss: torch.Tensor) -> None:
@@ -100,6 +126,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/training_speed"))
     parser.add_argument("--data", type=Path, default=data_folder())
     parser.add_argument("--steps", type=int, default=100, help="of training before the first turn")
+    parser.add_argument("--trained", type=Path, help="a folder of benchmarks.topdown_mnist, instead of steps")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
@@ -107,10 +134,10 @@ def main() -> None:
     torch.manual_seed(0)
     digits = load_digits(asked.data, asked.device)
     found = [
-        measure(resolution, c_t, digits, asked.steps, asked.turns, asked.device)
+        measure(resolution, c_t, digits, asked.steps, asked.trained, asked.turns, asked.device)
         for resolution, c_t in ((28, 2), (56, 6), (56, 12))
     ]
-    table = Table("px", "c_t", "cells ours", "cells plain", "ours, images/s", "plain, images/s", "ratio")
+    table = Table("px", "c_t", "cells ours", "cells plain", "ours, images/s", "plain, images/s", "ratio", "distinct")
     for row in found:
         table.add_row(*(str(value) for name, value in row.items() if name != "profile"))
     Console(width=120).print(table)
