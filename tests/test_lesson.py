@@ -37,7 +37,7 @@ def make_model(max_depth: int = 3) -> TopDown:
     return TopDown(TopDownConfig(max_depth=max_depth, c_t=6.0), SmallEncoder(), 2)
 
 
-def test_half_of_the_places_show_a_hint_and_all_show_the_image() -> None:
+def test_most_places_show_a_hint_and_all_show_the_image() -> None:
     model, views = make_model(), [spotted(seed) for seed in range(40)]
     bare = View(ArrayPyramid(np.zeros((64, 64), np.uint8), channels=1), 4, 0, False)
     images = [*views, bare]
@@ -52,9 +52,10 @@ def test_half_of_the_places_show_a_hint_and_all_show_the_image() -> None:
     assert (np.minimum(y + height, bounds[3]) - np.maximum(y, bounds[1]) > 0).all()
     deep = trace.depth >= 2
     shown = asked_for(trace.region, trace.image, hints_of(images))[deep].mean()
-    # Half are drawn to show one; of the others some do by chance.
-    assert 0.45 < shown < 0.75
-    assert 0.15 < (trace.depth == 3).mean() < 0.4
+    # Two of three are drawn to show one; of the others some do by chance.
+    assert 0.62 < shown < 0.9
+    assert 0.2 < (trace.depth == 3).mean() < 0.5
+    assert trace.depth.min() == 1
     assert len(trace.image) <= 40 * LOOKS
 
 

@@ -1,10 +1,10 @@
 """A first lesson from region hints: places around the hints at every depth, before any traversal.
 
 A traversal that has learned nothing yet spends most of its fixations where nothing is to be seen, and comes upon the
-evidence by luck. Here places of the grid are drawn in each image with hints, at all depths alike: half of them show a
-hint, half lie anywhere in the image. Of each the location module learns for which cells the hints ask, and of those
-that show a hint the classification module learns the label. So the encoder learns what the evidence looks like from
-few places an image.
+evidence by luck. Here places of the grid are drawn in each image with hints, at all depths below the glance alike: two
+of three hold a hint, the others lie anywhere in the image. Of each the location module learns for which cells the hints
+ask, and of those that show a hint the classification module learns the label. So the encoder learns what the evidence
+looks like from few places an image.
 """
 
 import math
@@ -26,6 +26,9 @@ from pyrtrav.traversal import Generators, Places, Traversal, own_draws
 
 LOOKS = 8
 """Places an image and step."""
+
+AIMED = 2 / 3
+"""Share of them that hold a hint."""
 
 
 class HintLesson(Objective):
@@ -76,9 +79,9 @@ def draw_places(traversal: Traversal, images: Images, hints: Boxes, max_depth: i
         root, deepest = root_of(image, base), traversal.depth_of(image, settings)
         draws = own_draws(generator, number, len(images), 5 * LOOKS, PLACES).reshape(LOOKS, 5)
         for deep, aimed, which, across, down in draws.tolist():
-            depth, box = int(deep * (deepest + 1)), boxes[int(which * len(boxes))]
+            depth, box = min(1 + int(deep * deepest), deepest), boxes[int(which * len(boxes))]
             x, y = box.x + box.width / 2, box.y + box.height / 2
-            seen = Region(x, y, 0, 0) if aimed < 0.5 else image.bounds
+            seen = Region(x, y, 0, 0) if aimed < AIMED else image.bounds
             column = _between(grid, depth, root.width, seen.x - root.x, seen.right - root.x, across)
             row = _between(grid, depth, root.width, seen.y - root.y, seen.bottom - root.y, down)
             found.add((number, depth, column, row))

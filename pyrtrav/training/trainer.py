@@ -233,7 +233,7 @@ class Trainer:
                 yield [Member(examples[i], (*place, i)) for i in batch.tolist()], step / steps
 
     def _set_lr(self) -> None:
-        done = (sum(self.epochs[: self.at.stage]) + self.at.epoch) / sum(self.epochs)
+        done = self.at.epoch / self.epochs[self.at.stage]
         factor = 0.04 if done >= 0.9 else 0.2 if done >= 0.8 else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
