@@ -26,15 +26,15 @@ from pyrtrav.training.trainer import Trainer
 
 WAYS: dict[str, tuple[str, ...]] = {
     "all depths at once, the last one trained": (),
-    "gradual (5), the last one trained": ("model.gradual=true",),
-    "gradual and multi-level (6), all trained": ("model.gradual=true", "model.multi_level=true"),
+    "gradual (5), the last one trained": ("gradual=true",),
+    "gradual and multi-level (6), all trained": ("gradual=true", "multi_level=true"),
 }
 DRAWS = 4
 
 
 def measure(dataset: Dataset, way: str, out: Path, epochs: int, seed: int) -> dict[str, Any]:
     """Train one way, or take what was trained before; accuracies by depth."""
-    gradual = "model.gradual=true" in WAYS[way]
+    gradual = "gradual=true" in WAYS[way]
     # As many epochs in all: two stages share them.
     length = f"[{epochs // 2}, {epochs - epochs // 2}]" if gradual else str(epochs)
     card, config = plan_training(dataset, assignments=[*WAYS[way], f"epochs={length}"])
