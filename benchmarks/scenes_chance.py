@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from benchmarks.scenes_arms import BASE
 from benchmarks.scenes_data import Scene
 from pyrtrav.geometry import Grid, Region, root_region
-from pyrtrav.methods.guidance import asked_for
+from pyrtrav.methods.topdown.guidance import asked_for
 
 SCENE = Region(0, 0, 1360, 800)
 TREES = 2000

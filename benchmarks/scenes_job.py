@@ -21,7 +21,7 @@ from benchmarks.scenes_data import Scene, load_scenes, pyramid_of, write_hints, 
 from pyrtrav import __version__
 from pyrtrav.geometry import Region
 from pyrtrav.methods import METHODS
-from pyrtrav.methods.guidance import asked_for
+from pyrtrav.methods.topdown.guidance import asked_for
 from pyrtrav.predict import Outcome, Predictor
 from pyrtrav.pyramid.base import shared_cache
 from pyrtrav.training.data import load_dataset

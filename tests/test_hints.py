@@ -18,8 +18,8 @@ from pyrtrav.encoders.base import Encoder
 from pyrtrav.errors import ConfigError, DatasetError
 from pyrtrav.geometry import Grid, Region
 from pyrtrav.methods import METHODS
-from pyrtrav.methods.guidance import asked_for, attached_logit, guided_images, hint_likelihood
 from pyrtrav.methods.topdown import LearningRule, TopDown, TopDownConfig
+from pyrtrav.methods.topdown.guidance import asked_for, attached_logit, guided_images, hint_likelihood
 from pyrtrav.model_file import load_model
 from pyrtrav.policy_gradient import cost_penalty, diversity_penalty, log_likelihood, reinforce
 from pyrtrav.pyramid.array import ArrayPyramid

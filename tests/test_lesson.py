@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from pyrtrav.errors import ConfigError
 from pyrtrav.geometry import Region
-from pyrtrav.methods.guidance import asked_for, hints_of
-from pyrtrav.methods.lesson import LOOKS, HintLesson, draw_places
 from pyrtrav.methods.topdown import METHOD, TopDown, TopDownConfig
+from pyrtrav.methods.topdown.guidance import asked_for, hints_of
+from pyrtrav.methods.topdown.lesson import LOOKS, HintLesson, draw_places
 from pyrtrav.pyramid.array import ArrayPyramid
 from pyrtrav.selection import Settings
 from pyrtrav.training.augment import View

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from pyrtrav.geometry import Grid, Region
 from pyrtrav.methods.base import Metrics, Objective
-from pyrtrav.methods.guidance import PLACES, Boxes, asked_for, attached_logit, hints_of, missed_hints
+from pyrtrav.methods.topdown.guidance import PLACES, Boxes, asked_for, attached_logit, hints_of, missed_hints
 from pyrtrav.policy_gradient import batch_mean
 from pyrtrav.ranks import whole_mean
 from pyrtrav.sampling import Images, root_of

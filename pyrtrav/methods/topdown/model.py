@@ -1,0 +1,115 @@
+"""The top-down model: encoder, location, aggregation, merging and classification modules."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyrtrav.encoders.base import Encoder, Encoding, count_macs, init_xavier
+from pyrtrav.encoders.paper import LEAKY_SLOPE
+from pyrtrav.methods.base import Model
+from pyrtrav.methods.topdown.config import TopDownConfig
+from pyrtrav.methods.topdown.location import LocalLocation, Location
+from pyrtrav.sampling import Image, Images
+from pyrtrav.selection import Ints, Settings
+from pyrtrav.trace import Trace, take_rows
+from pyrtrav.traversal import Generators, Policy, Traversal
+
+
+class TopDown(Model):
+    """Encoder, location, aggregation, merging and classification modules."""
+
+    def __init__(self, config: TopDownConfig, encoder: Encoder, classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.max_depth, self.grid_cells = config.max_depth, config.cells
+        grid, size = config.grid, encoder.vector_size
+        start = config.initial_probability
+        if start is None:
+            start = config.even_probability(max(config.max_depth, 1)) if config.max_depth else 0.5
+        kind = LocalLocation if config.location == "local" else Location
+        location = kind(encoder.map_channels, encoder.map_size, grid, min(max(start, 0.01), 0.99))
+        self.traversal = Traversal(encoder, location, config.finest_mpp)
+        self.aggregate = nn.Conv2d(size, size, grid.cells)
+        self.merge = nn.Linear(2 * size, size)
+        self.classify = nn.Linear(size, classes)
+        self.activation = nn.LeakyReLU(LEAKY_SLOPE)
+        for module in (self.aggregate, self.merge, self.classify):
+            init_xavier(module)
+        self._macs: dict[str, int] | None = None
+
+    @property
+    def encoder(self) -> Encoder:  # type: ignore[override]
+        return self.traversal.encoder
+
+    @property
+    def location(self) -> Policy:
+        return self.traversal.policy
+
+    def policy_weights(self) -> list[nn.Parameter]:
+        return list(self.location.parameters())
+
+    def look(self, images: Images, settings: Settings, generator: Generators | None = None) -> Trace:
+        trace: Trace = self.traversal(images, settings, generator)
+        return trace
+
+    def depth_of(self, image: Image, settings: Settings) -> int:
+        return self.traversal.depth_of(image, settings)
+
+    def believe(self, trace: Trace, depth: int) -> Float[Tensor, "image label"]:
+        """Equation (7) from the bottom up, then the classification module; a part of an image says nothing of it."""
+        values = trace.vector
+        on = np.flatnonzero(trace.on & (trace.depth[trace.parent] < depth))
+        for level in reversed(range(depth)):
+            edges = on[trace.depth[trace.parent[on]] == level]
+            if len(edges):
+                values = self._merge_level(trace, values, edges)
+        glances = np.flatnonzero((trace.depth == 0) & trace.alive[trace.image])
+        device = values.device
+        logits: Tensor = self.classify(values[torch.from_numpy(glances).to(device)])
+        full = torch.zeros(trace.images, logits.shape[1], dtype=logits.dtype, device=device)
+        return full.index_copy(0, torch.from_numpy(trace.image[glances]).to(device), logits)
+
+    def _merge_level(self, trace: Trace, values: Tensor, edges: Ints) -> Tensor:
+        """V'_n of every fixation with an attended cell; the grid's other cells are zero vectors."""
+        device, size, cells = values.device, values.shape[1], self.config.cells
+        parents, local = np.unique(trace.parent[edges], return_inverse=True)
+        slots = torch.from_numpy(local * cells * cells + trace.cell[edges]).to(device)
+        children = torch.from_numpy(trace.child[edges]).to(device)
+        grids = torch.zeros(len(parents) * cells * cells, size, dtype=values.dtype, device=device)
+        grids = grids.index_copy(0, slots, take_rows(values, children))
+        grids = grids.view(len(parents), cells, cells, size).permute(0, 3, 1, 2)
+        fine = self.activation(self.aggregate(grids)).flatten(1)
+        index = torch.from_numpy(parents).to(device)
+        merged = self.activation(self.merge(torch.cat([values[index], fine], dim=1)))
+        return values.index_copy(0, index, merged)
+
+    def module_macs(self) -> dict[str, int]:
+        """Multiply-accumulates of one application of each module."""
+        if self._macs is None:
+            encoder, size, cells = self.encoder, self.encoder.vector_size, self.config.cells
+            device = next(self.parameters()).device
+            patch = torch.zeros(1, encoder.channels, encoder.base_resolution, encoder.base_resolution, device=device)
+            vector = torch.zeros(1, size, device=device)
+            map_ = torch.zeros(1, encoder.map_channels, *encoder.map_size, device=device)
+            self._macs = {
+                "encoder": count_macs(encoder, patch),
+                "location": count_macs(self.location, Encoding(vector, map_)),
+                "aggregation": count_macs(self.aggregate, torch.zeros(1, size, cells, cells, device=device)),
+                "merging": count_macs(self.merge, torch.zeros(1, 2 * size, device=device)),
+                "classification": count_macs(self.classify, vector),
+            }
+        return self._macs
+
+    def macs(self, trace: Trace) -> list[int]:
+        cost = self.module_macs()
+        fixations = np.bincount(trace.image, minlength=trace.images)
+        located = np.bincount(trace.image[np.unique(trace.parent)], minlength=trace.images)
+        merged = np.bincount(trace.image[np.unique(trace.parent[trace.on])], minlength=trace.images)
+        total = (
+            fixations * cost["encoder"]
+            + located * cost["location"]
+            + merged * (cost["aggregation"] + cost["merging"])
+            + cost["classification"]
+        )
+        return [int(n) for n in total]
