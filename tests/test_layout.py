@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,11 @@ def test_light_things_do_not_import_torch(code: str) -> None:
     check = f"{code}\nimport sys; assert 'torch' not in sys.modules, 'torch was imported'"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_folder_of_code_is_installed() -> None:
+    """What an installation from a wheel would otherwise lack."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {path.parent.relative_to(ROOT.parent) for path in ROOT.rglob("__init__.py")}
+    packages = {".".join(folder.parts) for folder in folders} | {"pyrtrav.cli"}
+    assert set(project["tool"]["setuptools"]["packages"]) == packages
