@@ -7,6 +7,7 @@ most ``encode_batch``; the next batch is read by a thread while this one is enco
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -132,11 +133,7 @@ class Traversal(nn.Module):
             settings: how deep and by what selection.
             generator: for ``sample``: one for all, or one for each image.
         """
-        base = self.encoder.base_resolution
-        device = next(self.parameters()).device
-        trace = Trace([root_of(image, base) for image in images], device)
-        limits = self._limits(images, settings)
-        reading = Reading(make_sampler(images, base, device), sources(images), settings.encode_batch)
+        trace, limits, reading = self._begin(images, settings)
         fixations = _glance(trace)
         step = 0
         while len(fixations.image):
@@ -154,22 +151,25 @@ class Traversal(nn.Module):
         Raises:
             ConfigError: the grid has no lattice.
         """
-        base = self.encoder.base_resolution
-        device = next(self.parameters()).device
-        trace = Trace([root_of(image, base) for image in images], device)
+        settings = Settings(select="all", depth=depth)
+        trace, limits, reading = self._begin(images, settings)
         if not len(places.image):
             return trace
-        settings = Settings(select="all", depth=depth)
         regions = [
             self.grid.lattice_region(trace.roots[image], *place).as_tuple()
             for image, *place in np.stack(places, axis=1).tolist()
         ]
         none = np.zeros(0, np.int64)
         fixations = Fixations(*places, np.array(regions), none, none)
-        reading = Reading(make_sampler(images, base, device), sources(images), settings.encode_batch)
         expanded = self._look(trace, fixations, reading, 0)
-        self._propose(trace, expanded, self._limits(images, settings), settings, None)
+        self._propose(trace, expanded, limits, settings, None)
         return trace
+
+    def _begin(self, images: Images, settings: Settings) -> tuple[Trace, Limits, Reading]:
+        base, device = self.encoder.base_resolution, next(self.parameters()).device
+        trace = Trace([root_of(image, base) for image in images], device)
+        reading = Reading(make_sampler(images, base, device), sources(images), settings.encode_batch)
+        return trace, self._limits(images, settings), reading
 
     def depth_of(self, image: Image | StackedImage, settings: Settings) -> int:
         """How deep the image is followed: the settings' depth, less where it has fewer halvings."""
@@ -415,13 +415,21 @@ def draw(trace: Trace, parents: Ints, cell: Ints, generator: Generators | None) 
     return draws
 
 
-def own_draws(generator: Generators | None, image: int, images: int, count: int, purpose: int) -> Floats:
+class Purpose(IntEnum):
+    """What draws of an image's own are for; those for one are not those for another."""
+
+    TILES = 1
+    GUIDE = 2
+    PLACES = 3
+
+
+def own_draws(generator: Generators | None, image: int, images: int, count: int, purpose: Purpose) -> Floats:
     """Return uniforms in 0..1 that an image has for something else than its cells.
 
     Args:
         image: its number among ``images``, in which each may stand several times, in runs.
         count: how many.
-        purpose: draws for one are not those for another, where the generator is a function that knows its images.
+        purpose: heeded where the generator is a function that knows its images.
     """
     known = getattr(generator, "own", None)
     if known is not None:

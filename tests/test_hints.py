@@ -446,6 +446,8 @@ def test_methods_without_a_policy_refuse_hints() -> None:
         check_method(METHODS["fcn"], hints)
     check_method(METHODS["fcn"], Hints())
     check_method(METHODS["topdown"], hints)
+    with pytest.raises(ConfigError, match="nowhere to look"):
+        check_method(METHODS["topdown"], hints, max_depth=0)
 
 
 @pytest.mark.parametrize(

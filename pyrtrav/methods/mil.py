@@ -42,11 +42,8 @@ from pyrtrav.sampling import Image, make_sampler, read_ahead, root_of
 from pyrtrav.selection import Settings
 from pyrtrav.tiling import Tiles, background_share, tiles_of, without_background
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Generators, own_draws
+from pyrtrav.traversal import Generators, Purpose, own_draws
 from pyrtrav.tree import Node
-
-TILES = 1
-"""What draws of an image's own are for."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,7 @@ class Mil(Model):
             tiles = without_background(tiles, share, self.config.skip_background)
         if most is None or len(tiles.row) <= most:
             return tiles
-        drawn = own_draws(generator, number, trace.images, len(tiles.row), TILES)
+        drawn = own_draws(generator, number, trace.images, len(tiles.row), Purpose.TILES)
         return tiles.take(np.sort(np.argsort(drawn)[:most]))
 
     def _encode(self, patches: Tensor) -> Tensor:

@@ -82,10 +82,10 @@ class Hints:
         return warnings
 
 
-def check_method(method: Method, hints: Hints, *, lesson: bool = False) -> None:
-    """Raise ConfigError where there are hints and the method has no policy to teach, or a lesson and no hints."""
+def check_method(method: Method, hints: Hints, *, max_depth: int | None = None, lesson: bool = False) -> None:
+    """Raise ConfigError where there are hints and nothing to teach (see `check_policy`), or a lesson and no hints."""
     if len(hints):
-        check_policy(method)
+        check_policy(method, max_depth)
     elif lesson:
         raise ConfigError("lesson=true learns from region hints, and there are none; name some with --regions")
 

@@ -79,7 +79,8 @@ class Trainer:
         method = find_method(card.method)
         self.hints = hints or Hints()
         self.method_config = make_config(method.Config, card.config)
-        check_method(method, self.hints, lesson=getattr(self.method_config, "lesson", False))
+        lesson = getattr(self.method_config, "lesson", False)
+        check_method(method, self.hints, max_depth=card.max_depth, lesson=lesson)
         self.stages: Sequence[Stage] = method.stages(self.method_config)
         bfloat16 = None if config.precision == "auto" else config.precision == "bfloat16"
         self.model.encoder.running = Running(bfloat16, config.recompute)

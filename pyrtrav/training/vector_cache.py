@@ -73,7 +73,7 @@ class VectorCache:
         keys = self._keys(images, image, region)
         first: dict[Hashable, int] = {}
         for i, key in enumerate(keys):
-            first.setdefault(key, i)  # draws for one image look at the same places
+            first.setdefault(key, i)  # two pyramids of one file look at the same places
         known = {i: kept for key, i in first.items() if (kept := self._cache.get(key)) is not None}
         missing = [i for i in first.values() if i not in known]
         self.asked, self.encoded = self.asked + len(keys), self.encoded + len(missing)

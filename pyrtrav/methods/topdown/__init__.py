@@ -32,11 +32,11 @@ Differs from the paper:
    location module's gradients come near it, so that the policy learns at a rate that the ratio to epsilon decides.
 10. Two aids for few images, both off with 0: at the start of a stage c_t is higher and falls to its value
    (``explore``), so that the encoder sees enough before the policy has learned; and every attended vector is also
-   classified by itself (``lambda_v``), as in the published successor.
+   classified by itself (``lambda_v``), as in the published successor; in images with hints, those that show a hint.
 11. Where training images carry region hints, the location module is also asked for the cells that hold them
    (``lambda_g``); alone among the terms of the policy this one also reaches the encoder (``hint_encoder``). A share of
    the draws may follow the hints (``guide``): they are no draws of the policy, so that (1), (2) and (3), the baselines
-   and the entropy leave them out.
+   and the entropy leave them out. A stage of its own may come first (``lesson``).
 """
 
 from pyrtrav.methods.base import Method, Stage

@@ -6,9 +6,7 @@ from typing import Literal
 from pyrtrav.config import check_range
 from pyrtrav.errors import ConfigError
 from pyrtrav.geometry import Grid
-from pyrtrav.policy_gradient import (
-    probability_for,
-)
+from pyrtrav.policy_gradient import probability_for
 
 MOST_DEPTH = 32
 """No image has that many halvings."""
@@ -47,7 +45,8 @@ class TopDownConfig:
     baseline: Literal["average", "leave_one_out"] = "leave_one_out"
     """What a draw's reward is compared with: the moving average (12), or the image's other draws."""
     lambda_v: float = 0.3
-    """Weight of the mean log-likelihood of every attended vector on its own; 0 is the paper."""
+    """Weight of the mean log-likelihood given one attended cell alone; in images with hints, one that shows a hint.
+    0 is the paper."""
     explore: float = 0.3
     """Share of each stage over which c_t falls from ``explore_cells`` to its value; 0 is the paper."""
     explore_cells: float = 0.5

@@ -20,16 +20,13 @@ from pyrtrav.ranks import whole_mean
 from pyrtrav.sampling import Images
 from pyrtrav.selection import Bools, Floats, Ints
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Draws, Generators, Policy, Traversal, draw, own_draws
+from pyrtrav.traversal import Draws, Generators, Policy, Purpose, Traversal, draw, own_draws
 
 Boxes = Sequence[Sequence[Region]]
 """For each image of a trace its hints, in the frame of the trace's regions."""
 
 HELD = 0.5
 """Of the most that a cell could hold of a hint."""
-
-GUIDED, PLACES = 2, 3
-"""What draws of an image's own are for."""
 
 
 def hints_of(images: Images) -> Boxes:
@@ -118,7 +115,7 @@ def guided_images(hints: Boxes, share: float, generator: Generators) -> Bools:
     if share > 0:
         for number, boxes in enumerate(hints):
             if boxes:
-                guided[number] = own_draws(generator, number, len(hints), 1, GUIDED)[0] < share
+                guided[number] = own_draws(generator, number, len(hints), 1, Purpose.GUIDE)[0] < share
     return guided
 
 

@@ -12,17 +12,16 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from pyrtrav.geometry import Grid, Region
 from pyrtrav.methods.base import Metrics, Objective
-from pyrtrav.methods.topdown.guidance import PLACES, Boxes, asked_for, attached_logit, hints_of, missed_hints
-from pyrtrav.policy_gradient import batch_mean
+from pyrtrav.methods.topdown.guidance import Boxes, asked_for, attached_logit, hints_of, missed_hints
+from pyrtrav.policy_gradient import batch_mean, log_likelihood
 from pyrtrav.ranks import whole_mean
 from pyrtrav.sampling import Images, root_of
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Generators, Places, Traversal, own_draws
+from pyrtrav.traversal import Generators, Places, Purpose, Traversal, own_draws
 
 LOOKS = 8
 """Places an image and step."""
@@ -57,12 +56,12 @@ class HintLesson(Objective):
         hint_loss = whole_mean(missed, len(np.unique(trace.parent)))
         shown = np.flatnonzero((trace.depth > 0) & asked_for(trace.region, trace.image, hints))
         learned = torch.zeros(0, device=trace.device)
-        metrics: Metrics = {"hint_loss": float(hint_loss.detach())} if float(hint_loss.detach()) > 0 else {}
+        metrics: Metrics = {"hint_loss": float(hint_loss.detach())} if hint_loss > 0 else {}
         if len(shown):
             own = labels.to(trace.device)[torch.from_numpy(trace.image[shown]).to(trace.device)]
             logits = model.classify(trace.vector[torch.from_numpy(shown).to(trace.device)])  # type: ignore[operator]
             learned = self.criterion(logits, own)
-            metrics["loss"] = float(cross_entropy(logits.detach(), own))
+            metrics["loss"] = -float(log_likelihood(logits.detach(), own).mean())
             metrics["accuracy"] = float((logits.argmax(1) == own).double().mean())
         return hint_loss - batch_mean(learned), metrics, trace
 
@@ -77,7 +76,7 @@ def draw_places(traversal: Traversal, images: Images, hints: Boxes, max_depth: i
             continue
         image = images[number]
         root, deepest = root_of(image, base), traversal.depth_of(image, settings)
-        draws = own_draws(generator, number, len(images), 5 * LOOKS, PLACES).reshape(LOOKS, 5)
+        draws = own_draws(generator, number, len(images), 5 * LOOKS, Purpose.PLACES).reshape(LOOKS, 5)
         for deep, aimed, which, across, down in draws.tolist():
             depth, box = min(1 + int(deep * deepest), deepest), boxes[int(which * len(boxes))]
             x, y = box.x + box.width / 2, box.y + box.height / 2
