@@ -158,7 +158,8 @@ def classify(
         batch = images[start : start + IMAGES_AT_ONCE]
         known = {image: _known(predictor, image, settings, mpp, out, save_trees) for image in batch}
         waiting = [image for image in batch if known[image] is None]
-        for path, outcome in zip(waiting, predictor.predict(waiting, settings, mpp=mpp), strict=True):
+        outcomes = predictor.predict(waiting, settings, mpp=mpp, contributions=save_trees is not None)
+        for path, outcome in zip(waiting, outcomes, strict=True):
             # The tree first: a record in the results means that its tree is there.
             if outcome.tree is not None and save_trees is not None:
                 outcome.tree.save(tree_path(save_trees, path))

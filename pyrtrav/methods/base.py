@@ -57,6 +57,13 @@ class Model(nn.Module):
         """Return the fixations of one image as plain data, the glance first."""
         return nodes_of(trace, image, self.encoder.base_resolution, self.grid_cells)
 
+    def contributions(self, trace: Trace, image: int, depth: int, label: int) -> list[float | None]:
+        """Return, for each of the image's fixations, the log-probability of a class less what it would be without it.
+
+        In nats, recomputed from the trace; None where a method has nothing to leave out, as the glance.
+        """
+        return [None] * len(trace.fixations_of(image))
+
     grid_cells: int = 0
     """Cells along one side of a fixation's grid; 0 where a method has none."""
 

@@ -9,6 +9,7 @@ from pyrtrav.encoders.base import Encoder, Encoding, count_macs, init_xavier
 from pyrtrav.encoders.paper import LEAKY_SLOPE
 from pyrtrav.methods.base import Model
 from pyrtrav.methods.topdown.config import TopDownConfig
+from pyrtrav.methods.topdown.contribution import contributions
 from pyrtrav.methods.topdown.location import LocalLocation, Location
 from pyrtrav.sampling import Image, Images
 from pyrtrav.selection import Ints, Settings
@@ -58,31 +59,47 @@ class TopDown(Model):
 
     def believe(self, trace: Trace, depth: int) -> Float[Tensor, "image label"]:
         """Equation (7) from the bottom up, then the classification module; a part of an image says nothing of it."""
-        values = trace.vector
-        on = np.flatnonzero(trace.on & (trace.depth[trace.parent] < depth))
-        for level in reversed(range(depth)):
-            edges = on[trace.depth[trace.parent[on]] == level]
-            if len(edges):
-                values = self._merge_level(trace, values, edges)
+        values = self.merged(trace, depth)
         glances = np.flatnonzero((trace.depth == 0) & trace.alive[trace.image])
         device = values.device
         logits: Tensor = self.classify(values[torch.from_numpy(glances).to(device)])
         full = torch.zeros(trace.images, logits.shape[1], dtype=logits.dtype, device=device)
         return full.index_copy(0, torch.from_numpy(trace.image[glances]).to(device), logits)
 
-    def _merge_level(self, trace: Trace, values: Tensor, edges: Ints) -> Tensor:
-        """V'_n of every fixation with an attended cell; the grid's other cells are zero vectors."""
-        device, size, cells = values.device, values.shape[1], self.config.cells
+    def merged(self, trace: Trace, depth: int) -> Float[Tensor, "fixation channel"]:
+        """V'_n of every fixation in a run that stops at ``depth``: equation (7)."""
+        values = trace.vector
+        on = np.flatnonzero(trace.on & (trace.depth[trace.parent] < depth))
+        for level in reversed(range(depth)):
+            edges = on[trace.depth[trace.parent[on]] == level]
+            if len(edges):
+                parents, grids = self.grids(trace, values, edges)
+                index = torch.from_numpy(parents).to(values.device)
+                values = values.index_copy(0, index, self.fuse(values[index], grids))
+        return values
+
+    def grids(self, trace: Trace, values: Tensor, edges: Ints) -> tuple[Ints, Float[Tensor, "parent cell channel"]]:
+        """Return the parents of the edges, in order, and what their grids hold: zero vectors where no edge is."""
+        cells = self.config.cells**2
         parents, local = np.unique(trace.parent[edges], return_inverse=True)
-        slots = torch.from_numpy(local * cells * cells + trace.cell[edges]).to(device)
-        children = torch.from_numpy(trace.child[edges]).to(device)
-        grids = torch.zeros(len(parents) * cells * cells, size, dtype=values.dtype, device=device)
+        slots = torch.from_numpy(local * cells + trace.cell[edges]).to(values.device)
+        children = torch.from_numpy(trace.child[edges]).to(values.device)
+        grids = values.new_zeros(len(parents) * cells, values.shape[1])
         grids = grids.index_copy(0, slots, take_rows(values, children))
-        grids = grids.view(len(parents), cells, cells, size).permute(0, 3, 1, 2)
-        fine = self.activation(self.aggregate(grids)).flatten(1)
-        index = torch.from_numpy(parents).to(device)
-        merged = self.activation(self.merge(torch.cat([values[index], fine], dim=1)))
-        return values.index_copy(0, index, merged)
+        return parents, grids.view(len(parents), cells, -1)
+
+    def fuse(
+        self, own: Float[Tensor, "parent channel"], grids: Float[Tensor, "parent cell channel"]
+    ) -> Float[Tensor, "parent channel"]:
+        """V'_n from V_n and the grid of V'_m: one application of (7)."""
+        cells = self.config.cells
+        square = grids.view(len(grids), cells, cells, -1).permute(0, 3, 1, 2)
+        fine = self.activation(self.aggregate(square)).flatten(1)
+        fused: Tensor = self.activation(self.merge(torch.cat([own, fine], dim=1)))
+        return fused
+
+    def contributions(self, trace: Trace, image: int, depth: int, label: int) -> list[float | None]:
+        return list(contributions(self, trace, image, depth, label))
 
     def module_macs(self) -> dict[str, int]:
         """Multiply-accumulates of one application of each module."""
