@@ -1,7 +1,7 @@
 """How things look on a terminal: tables on stdout, everything else on stderr."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -58,6 +60,28 @@ def progress(quiet: bool) -> Iterator[Progress]:
         disable=quiet or not stderr.is_terminal,
     ) as bar:
         yield bar
+
+
+@contextmanager
+def shares(quiet: bool) -> Iterator[Callable[[str, float], None]]:
+    """Yield what shows (what is being done, its share 0..1) as bars on stderr; none when that is no terminal."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=stderr,
+        transient=True,
+        disable=quiet or not stderr.is_terminal,
+    ) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(doing: str, share: float) -> None:
+            if doing not in tasks:
+                tasks[doing] = bars.add_task(doing, total=1.0)
+            bars.update(tasks[doing], completed=share)
+
+        yield report
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> Table:

@@ -19,6 +19,7 @@ import openslide
 import pytest
 import pyvips
 import tifffile
+import zarr
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -31,7 +32,7 @@ from pyrtrav.pyramid.convert import convert
 from pyrtrav.pyramid.flat import check_size, read_header
 from pyrtrav.pyramid.inspect import claims
 from pyrtrav.pyramid.limits import cache_dir
-from pyrtrav.pyramid.vips import tiled_sizes, write_pyramid
+from pyrtrav.pyramid.vips import _compare, _decoded, tiled_sizes, write_pyramid
 from tests.contracts.pyramid import picture
 
 
@@ -523,10 +524,103 @@ def test_convert_writes_a_pyramid_that_others_read(kind: str, tmp_path: Path, fo
     assert not folder.exists()
 
 
+ZARRED: dict[str, Callable[[Path], NDArray[np.generic]]] = {
+    "rgb png": lambda p: _written(p, RGB, ".png"),
+    "gray 16-bit tif": lambda p: _written(p, RGB[..., 0].astype(np.uint16) * 257, ".tif"),
+    "float tif": lambda p: _written(p, np.where(RGB[..., 0] > 250, np.nan, RGB[..., 0] / 7).astype("f4"), ".tif"),
+    "black png": lambda p: _written(p, np.zeros((600, 1100), np.uint8), ".png"),
+}
+
+
+def _written(folder: Path, pixels: NDArray[np.generic], suffix: str) -> NDArray[np.generic]:
+    if suffix == ".png":
+        Image.fromarray(pixels).save(folder / "a.png")
+    else:
+        tifffile.imwrite(folder / "a.tif", pixels, rowsperstrip=50, resolution=(2e4, 2e4), resolutionunit=3)
+    return pixels
+
+
+@pytest.mark.parametrize("kind", ZARRED)
+def test_convert_writes_ome_zarr_that_zarr_reads(kind: str, tmp_path: Path) -> None:
+    pixels = ZARRED[kind](tmp_path)
+    (path,) = tmp_path.glob("a.*")
+    out = tmp_path / "out.ome.zarr"
+    told: list[tuple[str, float]] = []
+    convert(path, out, report=lambda doing, share: told.append((doing, share)))
+    group = zarr.open_group(out, mode="r")
+    assert group.metadata.zarr_format == 2
+    (multiscale,) = group.attrs["multiscales"]
+    assert multiscale["version"] == "0.4"
+    assert [axis["name"] for axis in multiscale["axes"]] == ["c", "y", "x"]
+    first = np.moveaxis(np.asarray(group["0"]), 0, 2)
+    np.testing.assert_array_equal(first, pixels.reshape(first.shape))
+    sizes = [np.asarray(group[dataset["path"]]).shape[:0:-1] for dataset in multiscale["datasets"]]
+    assert sizes == tiled_sizes(pixels.shape[1], pixels.shape[0])
+    with open_pyramid(out) as pyramid:
+        assert (pyramid.backend, pyramid.width, pyramid.height) == ("omezarr", pixels.shape[1], pixels.shape[0])
+        assert pyramid.mpp == (pytest.approx(0.5) if path.suffix == ".tif" else None)
+        if "rgb" in kind:
+            np.testing.assert_array_equal(whole(pyramid), RGB)
+    doings = list(dict.fromkeys(doing for doing, _ in told))
+    assert doings == ["writing", "comparing", "writing OME-Zarr", "comparing OME-Zarr"]
+    assert told[-1][1] == 1.0
+    assert {entry.name for entry in tmp_path.iterdir()} == {path.name, "out.ome.zarr"}
+
+
+def test_transparent_pixels_do_not_go_into_ome_zarr(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(np.dstack([RGB, RGB[..., 0]])), tmp_path / "a.png")
+    with pytest.raises(UnsupportedFormatError, match="transparent"):
+        convert(path, tmp_path / "a.ome.zarr")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_what_was_written_is_compared(tmp_path: Path) -> None:
+    """One bit of one stored tile is turned over; the tile can be decoded all the same."""
+    path, out = saved(Image.fromarray(RGB), tmp_path / "a.png"), tmp_path / "out.tif"
+    write_pyramid(str(path), str(out))
+    pixels = tifffile.imread(out, key=0)
+    tile = pixels[:256, 256:512].astype(np.int16)
+    tile = np.pad(tile, ((0, 256 - tile.shape[0]), (0, 256 - tile.shape[1]), (0, 0)), "edge")
+    tile[17, 3] ^= 1
+    predicted = np.diff(tile, axis=1, prepend=0).astype(np.uint8)
+    packed = zlib.compress(predicted.tobytes(), 9)
+    with tifffile.TiffFile(out, mode="r+") as tif:
+        tags = tif.pages[0].tags
+        offsets, counts = list(tags["TileOffsets"].value), list(tags["TileByteCounts"].value)
+        offsets[1], counts[1] = out.stat().st_size, len(packed)
+        tags["TileOffsets"].overwrite(offsets)
+        tags["TileByteCounts"].overwrite(counts)
+    with out.open("ab") as file:
+        file.write(packed)
+    with _decoded(str(path), str(out)) as (image, samples, _), pytest.raises(PyramidError, match="rows 0 to 256"):
+        _compare(image, samples, str(out), None)
+
+
+@pytest.mark.parametrize("name", ["out.tif", "out.ome.zarr"])
+def test_an_interrupted_conversion_leaves_nothing(name: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4000, 4000, 3), np.uint8)
+    path = tmp_path / "large.png"
+    Image.fromarray(pixels).save(path, compress_level=1)
+    call = [sys.executable, "-c", "from pyrtrav.cli import main; main()", "convert", str(path), str(tmp_path / name)]
+    running = subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while not list(tmp_path.glob(f".{name}*")) and time.time() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode != 0
+    assert "Traceback" not in said
+    assert [entry.name for entry in tmp_path.iterdir()] == ["large.png"]
+
+
 def test_what_convert_refuses(tmp_path: Path) -> None:
     path = saved(Image.fromarray(RGB), tmp_path / "a.png")
     with pytest.raises(ConfigError, match=r"ends in .tif"):
-        convert(path, tmp_path / "a.ome.zarr")
+        convert(path, tmp_path / "a.svs")
+    (tmp_path / "there.zarr").mkdir()
+    with pytest.raises(ConfigError, match="exists already"):
+        convert(path, tmp_path / "there.zarr")
     tifffile.imwrite(tmp_path / "a.tif", RGB)
     with pytest.raises(ConfigError, match="would overwrite the image"):
         convert(tmp_path / "a.tif", tmp_path / "a.tif")

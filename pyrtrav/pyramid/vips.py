@@ -16,7 +16,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -36,6 +37,9 @@ from pyrtrav.pyramid.tiff_levels import is_tiff
 
 TILE = 256
 """Side of the tiles that are written."""
+
+Report = Callable[[str, float], None]
+"""(what is being done, share of it that is done, 0..1)"""
 
 _FORMATS = {
     "uint8": "uchar", "int8": "char", "uint16": "ushort", "int16": "short", "uint32": "uint", "int32": "int",
@@ -75,7 +79,7 @@ def converted_samples(samples: Samples) -> Samples:
     return samples
 
 
-def write_pyramid_apart(source: str, out: str) -> None:
+def write_pyramid_apart(source: str, out: str, *, compare: bool = False, report: Report | None = None) -> None:
     """Do ``write_pyramid`` in a process of its own.
 
     It gives its memory back, can be interrupted, and takes nobody with it when a decoder crashes.
@@ -88,27 +92,33 @@ def write_pyramid_apart(source: str, out: str) -> None:
     call = "import sys; from pyrtrav.pyramid.vips import main; sys.exit(main(*sys.argv[1:]))"
     # The other end is closed when this process ends, however it does; then that one ends too.
     alive, held = os.pipe()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", call, source, out],
-            stdin=alive,
-            capture_output=True,
-            env={"VIPS_CONCURRENCY": str(decode_threads()), **os.environ},
-            check=False,
-        )
-    finally:
-        os.close(alive)
-        os.close(held)
-        for stage in _STAGES:
-            Path(out + stage).unlink(missing_ok=True)
-    if done.returncode == 0:
-        return
-    try:
-        said = json.loads(done.stdout.decode().splitlines()[-1])
-        kind, reason = str(said["kind"]), str(said["reason"])
-    except (ValueError, LookupError):
-        said_last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["without a word"]
-        kind, reason = "failed", f"the converter ended with {done.returncode}: {said_last[0]}"
+    said: dict[str, Any] = {}
+    with tempfile.TemporaryFile() as complaints:
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-c", call, source, out, *(["compare"] if compare else [])],
+                stdin=alive,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                env={"VIPS_CONCURRENCY": str(decode_threads()), **os.environ},
+            )
+            with child:
+                try:
+                    said = _listen(child, report)
+                except BaseException:
+                    child.kill()
+                    raise
+        finally:
+            os.close(alive)
+            os.close(held)
+            for stage in _STAGES:
+                Path(out + stage).unlink(missing_ok=True)
+        if child.returncode == 0:
+            return
+        complaints.seek(0)
+        last = complaints.read().decode(errors="replace").strip().splitlines()[-1:] or ["without a word"]
+    kind = said.get("kind", "failed")
+    reason = said.get("reason", f"the converter ended with {child.returncode}: {last[0]}")
     if kind == "corrupt":
         raise CorruptImageError(source, reason)
     if kind == "unsupported":
@@ -116,33 +126,73 @@ def write_pyramid_apart(source: str, out: str) -> None:
     raise PyramidError(f"{source}: it cannot be converted: {reason}")
 
 
-def write_pyramid(source: str, out: str) -> None:
+def _listen(child: subprocess.Popen[bytes], report: Report | None) -> dict[str, Any]:
+    """Pass on how far it is; return what it says of a failure."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        try:
+            said: dict[str, Any] = json.loads(line)
+        except ValueError:
+            continue
+        if "kind" in said:
+            return said
+        if report is not None:
+            report(said["doing"], said["share"])
+    return {}
+
+
+def write_pyramid(source: str, out: str, *, compare: bool = False, report: Report | None = None) -> None:
     """Write ``source``, a flat image or a TIFF, to ``out`` as a tiled pyramid.
 
-    Until it is written, plain files whose names begin with ``out`` may stand beside it.
+    Until it is written, plain files whose names begin with ``out`` may stand beside it. With ``compare`` what was
+    written is read again, by our own reader, and compared with the source, sample by sample.
 
     Raises:
         PyramidError: it cannot be decoded, or not be written.
     """
     import pyvips
 
-    with open(source, "rb") as file:
-        head = file.read(16)
     try:
-        if is_tiff(head) and _is_read_in_strips(source):
-            with _from_tiff(source, Path(f"{out}.raw")) as (image, samples, mpp):
-                _save(image, samples, mpp, out)
-        else:
-            header = read_header(source)
-            check_size(source, header)
-            check_memory(source, header)
-            with _from_flat(source, header, Path(f"{out}.v")) as image:
-                _save(image, header.samples, None, out)
+        with _decoded(source, out) as (image, samples, mpp):
+            _save(image, samples, mpp, out, report)
+        if compare:
+            with _decoded(source, out) as (image, samples, _):
+                _compare(image, samples, out, report)
     except pyvips.Error as error:
         text = " ".join(str(error).split()).removeprefix("unable to call tiffsave ")
         if "target output" in text or "write" in text.lower() or "No space" in text:
             raise PyramidError(text) from error
         raise CorruptImageError(source, text) from error
+
+
+@contextmanager
+def _decoded(source: str, out: str) -> Iterator[tuple[Any, Samples, float | None]]:
+    """The image of libvips that gives the source's samples once, from the top; what they are, and its mpp."""
+    with open(source, "rb") as file:
+        head = file.read(16)
+    if is_tiff(head) and _is_read_in_strips(source):
+        with _from_tiff(source, Path(f"{out}.raw")) as found:
+            yield found
+        return
+    header = read_header(source)
+    check_size(source, header)
+    check_memory(source, header)
+    with _from_flat(source, header, Path(f"{out}.v")) as image:
+        yield image, header.samples, None
+
+
+def _compare(image: Any, samples: Samples, out: str, report: Report | None) -> None:
+    with TiffPyramid(out, window=(0, 1)) as written:
+        _take_all_planes(written)
+        level = written.levels[0]
+        for row in range(level.rows):
+            band = row_of_tiles(written, row)
+            top, height = row * level.tile_height, len(band)
+            wanted = image.crop(0, top, image.width, height).numpy().reshape(band.shape)
+            if not np.array_equal(band, wanted, equal_nan=samples.dtype.kind == "f"):
+                raise PyramidError(f"{out}: what was written differs from the image in rows {top} to {top + height}")
+            if report is not None:
+                report("comparing", (row + 1) / level.rows)
 
 
 def _is_read_in_strips(source: str) -> bool:
@@ -210,8 +260,7 @@ def _from_tiff(source: str, stage: Path) -> Iterator[tuple[Any, Samples, float |
                 f"{source}: it declares {pyramid.width:,} x {pyramid.height:,} pixels (the limit is "
                 f"{max_pixels():,}); if you trust the file, set PYRTRAV_MAX_PIXELS to more"
             )
-        # Not only the channels that a model would see.
-        pyramid._planes = tuple(range(len(pyramid._directories[0].pages)))
+        _take_all_planes(pyramid)
         samples = converted_samples(pyramid.samples)
         bands = samples.colors + (samples.alpha != "none")
         if str(samples.dtype) not in _FORMATS:
@@ -219,7 +268,9 @@ def _from_tiff(source: str, stage: Path) -> Iterator[tuple[Any, Samples, float |
         try:
             with stage.open("wb") as file:
                 for row in range(pyramid.levels[0].rows):
-                    file.write(_band(pyramid, row, samples).tobytes())
+                    band = row_of_tiles(pyramid, row)
+                    stretched = band if samples == pyramid.samples else to_uint8(band, pyramid.samples.window)
+                    file.write(stretched.tobytes())
             size = pyramid.width, pyramid.height
             kind = _FORMATS[str(samples.dtype)]
             image = pyvips.Image.rawload(str(stage), *size, bands, format=kind, access="sequential")
@@ -228,22 +279,30 @@ def _from_tiff(source: str, stage: Path) -> Iterator[tuple[Any, Samples, float |
             stage.unlink(missing_ok=True)
 
 
-def _band(pyramid: TiffPyramid, row: int, samples: Samples) -> NDArray[Any]:
-    """One row of tiles, or one strip."""
-    level = pyramid.levels[0]
-    height = min(level.tile_height, level.height - row * level.tile_height)
+def _take_all_planes(pyramid: TiffPyramid) -> None:
+    """Not only the channels that a model would see."""
+    pyramid._planes = tuple(range(len(pyramid._directories[0].pages)))
+
+
+def row_of_tiles(pyramid: TiffPyramid, row: int, level: int = 0) -> NDArray[Any]:
+    """Return the samples (h, w, n) of one row of tiles, or of one strip, without what lies beside the image.
+
+    Raises:
+        UnsupportedFormatError: a tile is left out.
+    """
+    stored = pyramid.levels[level]
+    height = min(stored.tile_height, stored.height - row * stored.tile_height)
     tiles = []
-    for column in range(level.columns):
-        width = min(level.tile_width, level.width - column * level.tile_width)
-        raw = pyramid._raw_tile((0, column, row))
+    for column in range(stored.columns):
+        width = min(stored.tile_width, stored.width - column * stored.tile_width)
+        raw = pyramid._raw_tile((level, column, row))
         if raw is None:
             raise UnsupportedFormatError(f"{pyramid.path}: it leaves out tiles, which a converted image cannot")
         tiles.append(raw.samples[:height, :width])
-    band = np.concatenate(tiles, axis=1)
-    return band if samples == pyramid.samples else to_uint8(band, pyramid.samples.window)
+    return np.concatenate(tiles, axis=1)
 
 
-def _save(image: Any, samples: Samples, mpp: float | None, out: str) -> None:
+def _save(image: Any, samples: Samples, mpp: float | None, out: str, report: Report | None) -> None:
     width, height = image.width, image.height
     deep = samples.dtype.itemsize > 1
     if samples.colors == 3:
@@ -256,7 +315,11 @@ def _save(image: Any, samples: Samples, mpp: float | None, out: str) -> None:
     image = image.copy(interpretation=kind, xres=per_mm, yres=per_mm)
     # With edges repeated up to whole tiles, every level is whole halves; the true sizes are written afterwards.
     full = [-(-side // TILE) * TILE for side in (width, height)]
-    image.embed(0, 0, *full, extend="copy").tiffsave(
+    whole = image.embed(0, 0, *full, extend="copy")
+    if report is not None:
+        whole.set_progress(True)
+        whole.signal_connect("eval", lambda _, progress: report("writing", progress.percent / 100))
+    whole.tiffsave(
         out,
         tile=True,
         tile_width=TILE,
@@ -280,11 +343,24 @@ def _save(image: Any, samples: Samples, mpp: float | None, out: str) -> None:
                 page.tags[name].overwrite(value)
 
 
-def main(source: str, out: str) -> int:
+class _Progress:
+    """Prints how far it is, as JSON, at every hundredth."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, int] | None = None
+
+    def __call__(self, doing: str, share: float) -> None:
+        now = doing, int(100 * share)
+        if now != self._last:
+            self._last = now
+            print(json.dumps({"doing": doing, "share": share}), flush=True)
+
+
+def main(source: str, out: str, compare: str = "") -> int:
     """Convert; on failure print kind and reason as JSON and return 1. Ends when standard input does."""
     Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
     try:
-        write_pyramid(source, out)
+        write_pyramid(source, out, compare=bool(compare), report=_Progress())
     except CorruptImageError as error:
         kind, reason = "corrupt", error.reason
     except UnsupportedFormatError as error:
