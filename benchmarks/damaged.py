@@ -74,7 +74,7 @@ class Finding:
     """Other libraries that give any pixels of the file, right or not."""
 
 
-def in_child(work: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
+def in_child(work: Callable[..., Any], *arguments: Any, seconds: float = TIMEOUT_SECONDS) -> tuple[str, Any]:
     """Run in a forked process: ("ok", its result), or how it died and a word on that."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
@@ -86,8 +86,8 @@ def in_child(work: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
     process.start()
     theirs.close()
     try:
-        if not ours.poll(TIMEOUT_SECONDS):
-            return "hang", f"no answer in {TIMEOUT_SECONDS} s"
+        if not ours.poll(seconds):
+            return "hang", f"no answer in {seconds:g} s"
         return "ok", ours.recv()
     except EOFError:
         process.join()

@@ -62,6 +62,8 @@ class Outcome:
     unplanned: bool = False
     """Whether that, or any tile's error, is none of our own kinds, or names no file."""
     levels: list[tuple[int, int]] = field(default_factory=list)
+    tiles: list[tuple[int, int]] = field(default_factory=list)
+    """Width and height of each level's tiles."""
     mpp: float | None = None
     reads: list[Read] = field(default_factory=list)
     seconds: float = 0
@@ -86,6 +88,7 @@ def read_file(path: Path) -> Outcome:
     try:
         with open_pyramid(path) as pyramid:
             outcome.levels = [(level.width, level.height) for level in pyramid.levels]
+            outcome.tiles = [(level.tile_width, level.tile_height) for level in pyramid.levels]
             outcome.mpp = pyramid.mpp
             for level in pyramid.levels:
                 outcome.reads += [_read(pyramid, window, outcome) for window in windows_of(level)]

@@ -1,5 +1,6 @@
 """Image and model to result record and parse tree: one function behind classify, explain and evaluate."""
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pyrtrav import __version__
-from pyrtrav.errors import ConfigError, PyrtravError
+from pyrtrav.errors import ConfigError, ModelFileError, PyrtravError
 from pyrtrav.geometry import root_region
 from pyrtrav.ledger import DepthCost, cost_of, costs_by_depth, pixel_rule
 from pyrtrav.methods import find_method
@@ -225,14 +226,15 @@ class Predictor:
         prefix_macs = [self.model.macs(trace.until(z)) for z in range(max(depths))] if asked.costs else []
         outcomes: dict[int, tuple[Outcome, tuple[DepthCost, ...]]] = {}
         for i, (number, image, seconds) in enumerate(opened):
-            failed = trace.errors[i]
+            beliefs = [level[i].tolist() for level in levels[: depths[i] + 1]]
+            failed = trace.errors[i] or self._overflow(image, beliefs)
             if failed is not None:
                 outcomes[number] = self._failed(image.path, asked, failed), ()
                 continue
             record = {
                 **self.head(image.path, settings, asked.mpp),
                 "status": "ok",
-                **self._beliefs([level[i].tolist() for level in levels[: depths[i] + 1]]),
+                **self._beliefs(beliefs),
                 "cost": cost_of(trace, i, image, macs[i], encoded[i], seconds, elapsed),
             }
             record["input"] |= pixel_rule(image)
@@ -244,6 +246,14 @@ class Predictor:
             by_depth = costs_by_depth(tree, image, own_macs) if asked.costs else ()
             outcomes[number] = Outcome(record, tree), by_depth
         return outcomes
+
+    def _overflow(self, image: Pyramid, beliefs: Sequence[Sequence[float]]) -> ModelFileError | None:
+        """The error of an image for which weights, each of them finite, give no numbers."""
+        if all(math.isfinite(value) for belief in beliefs for value in belief):
+            return None
+        return ModelFileError(
+            f"{self.loaded.path}: its weights are so large that {image.path} gets no probabilities; train it again"
+        )
 
     def _beliefs(self, levels: Sequence[Sequence[float]]) -> dict[str, Any]:
         classes = self.loaded.card.classes
