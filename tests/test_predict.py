@@ -15,7 +15,7 @@ from pyrtrav.predict import Predictor
 from pyrtrav.pyramid import open_pyramid
 from pyrtrav.pyramid.base import shared_cache
 from pyrtrav.tree import RESULT_SCHEMA, TREE_SCHEMA, ParseTree, check
-from tests.samples import IMAGES, SLIDE, compared
+from tests.samples import IMAGES, SLIDE, TISSUE, compared
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +163,15 @@ def test_model_files_are_refused_with_a_reason(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ModelFileError, match=message):
             load_model(path)
+
+
+def test_a_model_whose_numbers_overflow_says_so(tmp_path: Path) -> None:
+    """Every weight is finite, and what they give is not: no class is the answer then."""
+    loaded = load_model()
+    for weight in loaded.model.parameters():
+        torch.nn.init.constant_(weight, 1e38)
+    outcome = Predictor(loaded, device="cpu").predict([TISSUE / "val" / "lesion" / "003.tif"])[0]
+    check(outcome.record, RESULT_SCHEMA, "record")
+    assert outcome.record["status"] == "error"
+    assert outcome.tree is None
+    assert "gets no probabilities" in outcome.record["error"]["message"]
