@@ -60,7 +60,11 @@ class Arm:
 
 
 ARMS = {
-    "topdown": Arm("topdown", TOPDOWN, "[1,1,1,40]", "[60,1,1,1,30]", ("labels", "hints")),
-    **{f"fcn-{BASE << n}": Arm("fcn", (f"halvings={n}",), "40") for n in range(DEEPEST + 1)},
-    "mil": Arm("mil", (f"depth={DEEPEST}",), "40"),
+    "topdown": Arm("topdown", TOPDOWN, "[1,1,1,12]", "[130,1,1,1,12]", ("labels", "hints")),
+    **{
+        f"fcn-{BASE << n}": Arm("fcn", (f"halvings={n}",), epochs)
+        for n, epochs in enumerate(("30", "30", "30", "20", "12"))
+    },
+    "mil": Arm("mil", (f"depth={DEEPEST}",), "12"),
 }
+"""An epoch of `mil` or of `fcn` at 1,024 px takes two cores some minutes, which is what bounds their number."""
