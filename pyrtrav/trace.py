@@ -5,7 +5,9 @@ decisions for its cells). Where things are is bookkeeping and lives in NumPy arr
 (vectors and logits) lives in tensors on the device.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -54,6 +56,15 @@ class Trace:
         self.expanded: Ints = np.zeros(0, np.int64)
         """Fixations, ascending, of which ``map`` holds the maps; none where no gradient is wanted."""
         self._maps: list[tuple[Tensor, Ints]] = []
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the time that the block takes as the phase's, ``read`` or ``encode``."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - begun
 
     # Growing.
 

@@ -116,7 +116,12 @@ def test_nothing_is_believed_of_an_image_that_failed(method: str, tmp_path: Path
             copy.seek(start)
             copy.write(bytes(length))
     torch.manual_seed(0)
-    options = {"halvings": 4} if method == "fcn" else {"depth": 4} if method == "mil" else {"max_depth": 4}
+    finest: dict[str, dict[str, Any]] = {
+        "fcn": {"halvings": 4},
+        "mil": {"depth": 4},
+        "mgnet": {"glimpses": 5, "least_scale": 0.05, "most_scale": 0.06},
+    }
+    options = finest.get(method, {"max_depth": 4})
     card = ModelCard(method, EncoderSpec("residual", {"base_resolution": 64, "widths": [4, 8]}), options, ("a", "b"), 3)
     model = build_model(card).eval()
     for weight in model.parameters():  # zero biases would hide what is believed of nothing

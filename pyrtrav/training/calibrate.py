@@ -47,7 +47,7 @@ def calibrate(
     model: Model, examples: Sequence[Example], images: OpenImages, settings: Settings, *, draws: int = 4
 ) -> Calibration:
     """Fit the default selection on validation examples; ``settings`` are those of training (``sample``)."""
-    if settings.depth == 0:
+    if settings.depth == 0 or not model.grid_cells:  # nothing to select
         only = evaluate(model, examples, images, replace(settings, select="all"))
         return Calibration({"select": "all"}, (only,), only)
     sampled = tuple(evaluate(model, examples, images, replace(settings, seed=settings.seed + i)) for i in range(draws))
