@@ -65,11 +65,17 @@ def draw_foveated(tree: ParseTree, pyramid: Pyramid, *, width: int = 1600) -> Im
     """
     check_drawable(tree, pyramid, width)
     frame = frame_of(tree.bounds, width, LEAST_SIDE)
+    canvas, everything = paint_seen(tree, pyramid, frame)
+    return _with_footer(canvas, tree, frame, everything=everything)
+
+
+def paint_seen(tree: ParseTree, pyramid: Pyramid, frame: Frame) -> tuple[Image.Image, bool]:
+    """Return the canvas with the image as the model saw it, and whether it saw all of it."""
     canvas = Image.new("RGB", frame.canvas, PADDING)
     seen = np.zeros((frame.height, frame.width), np.bool_)
     for piece, pixels in _looks(tree, pyramid):
         _paint(canvas, seen, frame, piece, pixels)
-    return _with_footer(canvas, tree, frame, everything=bool(seen.all()))
+    return canvas, bool(seen.all())
 
 
 def save_foveated(tree: ParseTree, pyramid: Pyramid, path: str | os.PathLike[str], *, width: int = 1600) -> None:

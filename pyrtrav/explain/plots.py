@@ -1,0 +1,168 @@
+"""The two plots of a page, picture and tree, by Bokeh. Both draw from one table of nodes (see ``page``)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyrtrav.explain.colours import Scale, hexadecimal
+from pyrtrav.tree import ParseTree
+
+if TYPE_CHECKING:
+    from bokeh.models import ColumnDataSource
+    from bokeh.models.renderers import GlyphRenderer
+    from bokeh.plotting import figure as Figure  # noqa: N812 - a class with a function's name
+
+PICKED, TOUCHED = "#e60000", "#000000"
+"""Outlines of the look that is picked, and of the one under the pointer."""
+
+_SHADES = 128
+
+_TOOLTIP = """<div class="look"><b>look @look, depth @depth</b><br>score @score<br>contribution @contribution<br>
+probability @probability<br>resolution @downsample<br>@region</div>"""
+
+_PICK = """
+const [first, ...others] = [...table.selected.indices].sort((a, b) => a - b);
+if (others.length) { table.selected.indices = [first]; }
+else { window.showLook(first === undefined ? null : table.data, first); }
+"""
+
+
+def picture_plot(tree: ParseTree, picture: str, table: ColumnDataSource, scale: Scale | None) -> Figure:
+    """Return the picture, a data URI, under the regions; y down.
+
+    Lengths are micrometres with a scale bar where the size of a pixel is known, else level-0 pixels with axes.
+    """
+    from bokeh.models import BasicTickFormatter, BoxZoomTool, ColumnDataSource, CustomJS, DataRange1d
+    from bokeh.plotting import figure
+
+    ranges = DataRange1d(range_padding=0.02), DataRange1d(range_padding=0.02, flipped=True)
+    plot = figure(
+        sizing_mode="stretch_both",
+        match_aspect=True,
+        x_range=ranges[0],
+        y_range=ranges[1],
+        tools="pan,wheel_zoom,reset,save",
+        active_scroll="wheel_zoom",
+        output_backend="canvas",
+        background_fill_color="#e2e2e2",
+        min_border=8,
+        name="picture",
+    )
+    plot.add_tools(BoxZoomTool(match_aspect=True))
+    plot.grid.visible = False
+    if tree.mpp:
+        plot.axis.visible = False
+        plot.add_layout(_scale_bar(plot))
+    else:
+        plot.axis.axis_label_text_font_style = "normal"
+        plot.xaxis.axis_label = "level-0 pixels"
+        plot.axis.formatter = BasicTickFormatter(use_scientific=False)
+    x, y, width, height = (length * length_unit(tree) for length in tree.bounds.as_tuple())
+    plot.image_url(url=[picture], x=x, y=y, w=width, h=height, anchor="top_left")
+    # Drawn the other way round: fine over coarse, the higher score over the lower.
+    order = range(len(table.data["look"]) - 1, -1, -1)
+    drawn = ColumnDataSource({name: [column[i] for i in order] for name, column in table.data.items()})
+    edges: dict[str, Any] = {"left": "left", "right": "right", "top": "top", "bottom": "bottom"}
+    plot.quad(**edges, source=drawn, fill_color=None, line_color="white", line_width=_wider(drawn), line_alpha=0.45)
+    lines = plot.quad(**edges, source=drawn, fill_color=None, line_color="colour", line_width="thickness")
+    # Not the picture, whose extent Bokeh takes to lie on the other side of its corner where y runs down.
+    for extent in ranges:
+        extent.renderers = [lines]
+    _touchable(plot, plot.quad(**edges, source=table, fill_alpha=0, line_alpha=0))
+    table.selected.js_on_change("indices", CustomJS(args={"table": table}, code=_PICK))
+    if scale is not None:
+        plot.add_layout(_colour_bar(scale), "below")
+    return plot
+
+
+def length_unit(tree: ParseTree) -> float:
+    """Return what a level-0 pixel measures on the picture plot's axes."""
+    return tree.mpp or 1.0
+
+
+def tree_plot(table: ColumnDataSource) -> Figure:
+    """Return the tree as an icicle, the glance at the left."""
+    from bokeh.models import DataRange1d, SingleIntervalTicker
+    from bokeh.plotting import figure
+
+    plot = figure(
+        sizing_mode="stretch_both",
+        x_range=DataRange1d(range_padding=0.01),
+        y_range=DataRange1d(range_padding=0.005, flipped=True),
+        tools="pan,wheel_zoom,box_zoom,reset",
+        active_scroll="wheel_zoom",
+        output_backend="canvas",
+        min_border=8,
+        name="tree",
+    )
+    plot.grid.visible = False
+    plot.yaxis.visible = False
+    plot.outline_line_color = None
+    plot.xaxis.axis_label = "steps from the glance; best first"
+    plot.xaxis.axis_label_text_font_style = "normal"
+    plot.xaxis.ticker = SingleIntervalTicker(interval=1, num_minor_ticks=0)
+    crowded = max(table.data["last"]) > 150
+    boxes = plot.quad(
+        left="level",
+        right="next",
+        top="first",
+        bottom="last",
+        source=table,
+        fill_color="colour",
+        line_color="white",
+        line_width=0.25 if crowded else 1,
+    )
+    _touchable(plot, boxes)
+    return plot
+
+
+def _touchable(plot: Figure, looks: GlyphRenderer[Any]) -> None:
+    """Let the looks be hovered over and picked, and show which one is."""
+    from bokeh.models import HoverTool, TapTool
+
+    picked, touched = looks.glyph.clone(), looks.glyph.clone()
+    picked.update(line_color=PICKED, line_width=4, line_alpha=1)
+    touched.update(line_color=TOUCHED, line_width=1.5, line_alpha=0.8)
+    looks.selection_glyph, looks.hover_glyph, looks.nonselection_glyph = picked, touched, looks.glyph
+    # The first is the smallest region under the pointer.
+    plot.add_tools(HoverTool(renderers=[looks], tooltips=_TOOLTIP, limit=1), TapTool(renderers=[looks]))
+    plot.toolbar.logo = None
+
+
+def _wider(drawn: ColumnDataSource) -> str:
+    """The column of widths of the casings that part lines from the tissue."""
+    drawn.add([width + 2 for width in drawn.data["thickness"]], "casing")
+    return "casing"
+
+
+def _colour_bar(scale: Scale) -> Any:
+    from bokeh.models import FixedTicker, LinearColorMapper
+    from bokeh.models.annotations import ColorBar
+
+    shades = [hexadecimal(scale.colour(i / (_SHADES - 1))) for i in range(_SHADES)]
+    ticks = scale.ticks()
+    # Texts, not Bokeh's numbers: a contribution has a sign.
+    return ColorBar(
+        color_mapper=LinearColorMapper(palette=shades, low=0, high=1),
+        ticker=FixedTicker(ticks=[position for position, _ in ticks]),
+        major_label_overrides=dict(ticks),
+        title=scale.title,
+        title_text_font_style="normal",
+        height=14,
+        padding=4,
+        bar_line_color="#606060",
+    )
+
+
+def _scale_bar(plot: Figure) -> Any:
+    from bokeh.models.annotations import ScaleBar
+    from bokeh.models.annotations.dimensional import MetricLength
+
+    return ScaleBar(
+        range=plot.x_range,
+        unit="µm",
+        dimensional=MetricLength(ticks=[1, 2, 5, 10, 20, 50, 100, 200, 500], include=["nm", "µm", "mm", "m", "km"]),
+        location="bottom_left",
+        background_fill_alpha=0.85,
+        border_line_color=None,
+    )
