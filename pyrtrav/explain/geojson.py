@@ -26,9 +26,7 @@ from pyrtrav.explain.colours import Colour, ScoreScale
 from pyrtrav.explain.outline import covers
 from pyrtrav.files import written_whole
 from pyrtrav.geometry import Region
-from pyrtrav.tree import Node, ParseTree
-
-GEOJSON_SCHEMA = "pyrtrav.geojson/1"
+from pyrtrav.tree import GEOJSON_SCHEMA, Node, ParseTree
 
 CLASS_COLOURS: tuple[Colour, ...] = (
     *((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167)),

@@ -26,7 +26,7 @@ LEAST_OUTLINE = 5
 # Width in canvas pixels and strength: of the deepest depth's lines, the next coarser one's, ... the others'.
 _STYLES = ((2, 1.0), (2, 0.8), (3, 0.6), (4, 0.45))
 
-# Smallest side in canvas pixels and opacity of a casing; around smaller regions it would hide the tissue.
+# Smallest side in canvas pixels and opacity (0..255) of a casing; around smaller regions it would hide the tissue.
 _CASINGS = ((48, 110), (24, 60))
 
 _NEUTRAL: Colour = (120, 120, 120)
@@ -95,18 +95,15 @@ def outlines(frame: Frame, line: Line, scale: Scale, figure: Figure) -> tuple[Re
         else:
             found.append((box, scale.position(value)))
     found.sort(key=lambda one: scale.weight(one[1]))
-    # All casings first, so that none cuts a neighbour's line.
-    casings = [casing for box, position in found for casing in _casing(box, line, scale.colour(position))]
-    lines = [
+    casings: list[Rectangle] = []
+    lines: list[Rectangle] = []
+    for box, position in found:
         # What matters little steps back, but never so far that its colour cannot be read.
-        Rectangle(
-            box,
-            scale.colour(position),
-            _thickness(box, line),
-            round(255 * line.strength * (0.5 + 0.5 * scale.weight(position))),
-        )
-        for box, position in found
-    ]
+        opacity = line.strength * (0.5 + 0.5 * scale.weight(position))
+        colour, width = scale.colour(position), _thickness(box, line)
+        casings += _casing(box, width, colour, opacity)
+        lines.append(Rectangle(box, colour, width, round(255 * opacity)))
+    # All casings first, so that none cuts a neighbour's line.
     return (*gray, *casings, *lines)
 
 
@@ -145,11 +142,14 @@ def _side(box: Box) -> int:
     return min(box[2] - box[0], box[3] - box[1]) + 1
 
 
-def _casing(box: Box, line: Line, colour: Colour) -> list[Rectangle]:
+def _casing(box: Box, width: int, colour: Colour, opacity: float) -> list[Rectangle]:
     """An edge on either side of a line, which parts it from tissue as light or as dark as the line is."""
-    opacity = next((opacity for side, opacity in _CASINGS if _side(box) >= side), 0)
-    if not opacity:
+    alpha = round(opacity**2 * next((alpha for side, alpha in _CASINGS if _side(box) >= side), 0))
+    if not alpha:
         return []
     edge = (0, 0, 0) if is_light(colour) else (255, 255, 255)
-    outer = (box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1)
-    return [Rectangle(outer, edge, _thickness(box, line) + 2, round(opacity * line.strength**2))]
+    return [Rectangle(_inset(box, distance), edge, 1, alpha) for distance in (-1, width)]
+
+
+def _inset(box: Box, distance: int) -> Box:
+    return box[0] + distance, box[1] + distance, box[2] - distance, box[3] - distance
