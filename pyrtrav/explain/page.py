@@ -39,8 +39,16 @@ if TYPE_CHECKING:
 GRAY = "#787878"
 """Of a region that covers the image, or of which the figure that is shown is unknown."""
 
-FIGURES = ("look", "depth", "score", "contribution", "probability", "downsample", "region")
-"""What the page says of a node, in this order."""
+FIGURES = {
+    "look": "look",
+    "depth": "depth",
+    "score": "score",
+    "contribution": "contribution",
+    "probability": "probability of this look",
+    "downsample": "downsample",
+    "region": "region",
+}
+"""What the page says of a node, in this order: columns and their names."""
 
 MOST_CLASSES = 6
 """Of more classes, the table by depth names only the one predicted."""
@@ -79,7 +87,7 @@ def draw_page(tree: ParseTree, pyramid: Pyramid, *, width: int = 2000, colour: s
         depths=_depths(tree),
         cost=_cost(tree),
         run=_run(tree),
-        figures=FIGURES,
+        figures=list(FIGURES.items()),
         everything=everything,
         library=library.render(),
         # Inside a script element nothing is escaped but the end of it.
@@ -169,28 +177,36 @@ def _plots(tree: ParseTree, canvas: Image.Image, scale: Scale | None, colour: st
     return _renumbered(json.dumps(json_item(row(*plots, sizing_mode="stretch_both"), ID("plots"))))
 
 
-def _table(tree: ParseTree, scale: Scale | None, colour: str) -> ColumnDataSource:
+def _table(tree: ParseTree, scale: Scale | None, shown_as_colour: str) -> ColumnDataSource:
     """A row a node, the smallest region first: of regions that lie over each other, a click means that one."""
     from bokeh.models import ColumnDataSource
 
-    boxes, probability, figure = icicle(tree), chances(tree), figure_of(colour)
+    boxes, probability, figure = icicle(tree), chances(tree), figure_of(shown_as_colour)
     nodes = sorted(tree.nodes, key=lambda node: (node.region.area, -node.score, node.id))
     columns: dict[str, list[Any]] = {}
     unit = length_unit(tree)
     for node in nodes:
         shown, box = node.region.intersection(tree.bounds), boxes[node.id]
-        value = None if scale is None or covers(node.region, tree.bounds) else figure(node)
+        colour, strength = _look(None if covers(node.region, tree.bounds) else figure(node), scale)
         row = {
             **{"left": shown.x * unit, "right": shown.right * unit},
             **{"top": shown.y * unit, "bottom": shown.bottom * unit},
             **{"level": box.level, "next": box.level + 0.97, "first": box.top, "last": box.bottom},
-            "colour": GRAY if scale is None or value is None else hexadecimal(scale.colour(scale.position(value))),
-            "thickness": 1 + 3 / (1 + node.depth),
+            **{"colour": colour, "strength": strength, "thickness": 1 + 3 / (1 + node.depth)},
             **_figures(node, probability.get(node.id)),
         }
         for name, entry in row.items():
             columns.setdefault(name, []).append(entry)
     return ColumnDataSource(columns)
+
+
+def _look(value: float | None, scale: Scale | None) -> tuple[str, float]:
+    """Colour and opacity of a node's outline."""
+    if value is None or scale is None:
+        return GRAY, 0.8
+    position = scale.position(value)
+    # What matters little steps back, but never so far that its colour cannot be read.
+    return hexadecimal(scale.colour(position)), 0.4 + 0.6 * scale.weight(position)
 
 
 def _figures(node: Node, probability: float | None) -> dict[str, str]:

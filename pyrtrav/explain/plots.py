@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 PICKED, TOUCHED = "#e60000", "#000000"
 """Outlines of the look that is picked, and of the one under the pointer."""
 
+_EDGES = ("left", "right", "top", "bottom")
+
 _SHADES = 128
 
 _TOOLTIP = """<div class="look"><b>look @look, depth @depth</b><br>score @score<br>contribution @contribution<br>
-probability @probability<br>resolution @downsample<br>@region</div>"""
+probability of this look @probability<br>downsample @downsample<br>@region</div>"""
 
 _PICK = """
 const [first, ...others] = [...table.selected.indices].sort((a, b) => a - b);
@@ -32,7 +34,7 @@ def picture_plot(tree: ParseTree, picture: str, table: ColumnDataSource, scale: 
 
     Lengths are micrometres with a scale bar where the size of a pixel is known, else level-0 pixels with axes.
     """
-    from bokeh.models import BasicTickFormatter, BoxZoomTool, ColumnDataSource, CustomJS, DataRange1d
+    from bokeh.models import BasicTickFormatter, BoxZoomTool, CustomJS, DataRange1d
     from bokeh.plotting import figure
 
     ranges = DataRange1d(range_padding=0.02), DataRange1d(range_padding=0.02, flipped=True)
@@ -59,16 +61,17 @@ def picture_plot(tree: ParseTree, picture: str, table: ColumnDataSource, scale: 
         plot.axis.formatter = BasicTickFormatter(use_scientific=False)
     x, y, width, height = (length * length_unit(tree) for length in tree.bounds.as_tuple())
     plot.image_url(url=[picture], x=x, y=y, w=width, h=height, anchor="top_left")
-    # Drawn the other way round: fine over coarse, the higher score over the lower.
-    order = range(len(table.data["look"]) - 1, -1, -1)
-    drawn = ColumnDataSource({name: [column[i] for i in order] for name, column in table.data.items()})
-    edges: dict[str, Any] = {"left": "left", "right": "right", "top": "top", "bottom": "bottom"}
-    plot.quad(**edges, source=drawn, fill_color=None, line_color="white", line_width=_wider(drawn), line_alpha=0.45)
-    lines = plot.quad(**edges, source=drawn, fill_color=None, line_color="colour", line_width="thickness")
+    edges: dict[str, Any] = {name: name for name in _EDGES} | {"fill_color": None}
+    drawn = _outlines(table)
+    # Casings part the lines from the tissue.
+    plot.quad(**edges, source=drawn, line_color="white", line_width="casing", line_alpha="faint", name="casings")
+    lines = plot.quad(
+        **edges, source=drawn, line_color="colour", line_width="thickness", line_alpha="strength", name="regions"
+    )
     # Not the picture, whose extent Bokeh takes to lie on the other side of its corner where y runs down.
     for extent in ranges:
         extent.renderers = [lines]
-    _touchable(plot, plot.quad(**edges, source=table, fill_alpha=0, line_alpha=0))
+    _touchable(plot, plot.quad(**edges | {"fill_color": "white"}, source=table, fill_alpha=0, line_alpha=0))
     table.selected.js_on_change("indices", CustomJS(args={"table": table}, code=_PICK))
     if scale is not None:
         plot.add_layout(_colour_bar(scale), "below")
@@ -129,10 +132,21 @@ def _touchable(plot: Figure, looks: GlyphRenderer[Any]) -> None:
     plot.toolbar.logo = None
 
 
-def _wider(drawn: ColumnDataSource) -> str:
-    """The column of widths of the casings that part lines from the tissue."""
-    drawn.add([width + 2 for width in drawn.data["thickness"]], "casing")
-    return "casing"
+def _outlines(table: ColumnDataSource) -> ColumnDataSource:
+    """The table in the order of drawing: fine over coarse, and of one size what matters over what does not."""
+    from bokeh.models import ColumnDataSource
+
+    columns = table.data
+    area = [
+        (right - left) * (bottom - top)
+        for left, right, top, bottom in zip(*(columns[name] for name in _EDGES), strict=True)
+    ]
+    order = sorted(range(len(area)), key=lambda i: (-area[i], columns["strength"][i]))
+    kept = (*_EDGES, "colour", "strength", "thickness")
+    drawn = {name: [columns[name][i] for i in order] for name in kept}
+    drawn["casing"] = [width + 2 for width in drawn["thickness"]]
+    drawn["faint"] = [0.5 * strength for strength in drawn["strength"]]
+    return ColumnDataSource(drawn)
 
 
 def _colour_bar(scale: Scale) -> Any:
