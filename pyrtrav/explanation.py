@@ -12,6 +12,7 @@ from pyrtrav.errors import ConfigError
 from pyrtrav.explain.foveated import save_foveated
 from pyrtrav.explain.geojson import check_geojson, save_geojson
 from pyrtrav.explain.georeference import MapCoordinates
+from pyrtrav.explain.outline import check_colour
 from pyrtrav.explain.output import check_png
 from pyrtrav.explain.overlay import check_overlay, save_overlay
 from pyrtrav.explain.page import check_page, save_page
@@ -64,6 +65,9 @@ class Targets:
             raise ConfigError("--bounds-origin and --crs say how GeoJSON counts; name its file with --geojson")
         if self.crs and self.bounds_origin:
             raise ConfigError("map coordinates do not count from the bounds: give --crs or --bounds-origin, not both")
+        if self.crs:
+            MapCoordinates.of(image, self.crs)
+        check_colour(self.colour)
         paths = [Path(name).absolute() for name in named.values()]
         if len(set(paths)) < len(paths):
             raise ConfigError("two results would be written to the same file; give each its own name")

@@ -122,6 +122,13 @@ def test_failures_are_named_first_and_link_to_their_place(tmp_path: Path) -> Non
     assert "lesion</bdi>: 204" in text
 
 
+def test_the_index_is_shown_anew_until_all_are_done(tmp_path: Path) -> None:
+    for total, again in ((9, True), (3, False), (None, False)):
+        text = write_index(tmp_path, entries(3), total=total).read_text()
+        assert ('http-equiv="refresh"' in text) == again
+        assert ("<progress" in text) == again
+
+
 def test_entries_of_records(tmp_path: Path) -> None:
     good = record("a.svs", 12)
     bad = {key: good[key] for key in ("schema", "version", "image", "input")} | {

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
+from pyrtrav.errors import ConfigError, nearest_name
 from pyrtrav.explain.colours import Colour, Scale, is_light
 from pyrtrav.explain.drawing import Box, Rectangle
 from pyrtrav.explain.frame import Frame
@@ -76,8 +77,19 @@ def covers(region: Region, bounds: Region) -> bool:
     return shared.width > bounds.width * (1 - 1e-6) and shared.height > bounds.height * (1 - 1e-6)
 
 
+def check_colour(colour: str) -> None:
+    """Raise ConfigError where the name is none of COLOURS."""
+    if colour not in COLOURS:
+        raise ConfigError(f"no figure of a look is called {colour!r}{nearest_name(colour, COLOURS)}")
+
+
 def figure_of(colour: str) -> Figure:
-    """Return the figure of a node that ``colour``, one of COLOURS, names."""
+    """Return the figure of a node that ``colour`` names.
+
+    Raises:
+        ConfigError: it is none of COLOURS.
+    """
+    check_colour(colour)
     return attrgetter(colour)
 
 

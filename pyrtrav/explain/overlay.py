@@ -8,11 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from pyrtrav.errors import ConfigError, nearest_name
+from pyrtrav.errors import ConfigError
 from pyrtrav.explain.colours import ContributionScale, Scale, ScoreScale
 from pyrtrav.explain.drawing import Drawing, paint
 from pyrtrav.explain.frame import Frame, check_drawable, draw_thumbnail, frame_of
-from pyrtrav.explain.outline import COLOURS, covers, figure_of, lines_by_depth, outlines
+from pyrtrav.explain.outline import covers, figure_of, lines_by_depth, outlines
 from pyrtrav.explain.output import save_png
 from pyrtrav.explain.panel import compose
 from pyrtrav.explain.vector import SHARPNESS, save_pdf
@@ -73,8 +73,6 @@ def scale_for(tree: ParseTree, colour: str) -> Scale | None:
     Raises:
         ConfigError: there is no such figure, or the tree does not hold it.
     """
-    if colour not in COLOURS:
-        raise ConfigError(f"no figure of a look is called {colour!r}{nearest_name(colour, COLOURS)}")
     figure = figure_of(colour)
     nodes = [node for node in tree.nodes if not covers(node.region, tree.bounds)]
     values = [value for node in nodes if (value := figure(node)) is not None]

@@ -27,7 +27,7 @@ from pyrtrav.explain.icicle import icicle
 from pyrtrav.explain.lettering import bytes_text, factor_text, probability_text
 from pyrtrav.explain.outline import covers, figure_of
 from pyrtrav.explain.overlay import scale_for
-from pyrtrav.explain.plots import length_unit, picture_plot, tree_plot
+from pyrtrav.explain.plots import length_unit, picked_look, picture_plot, tree_plot
 from pyrtrav.explain.templates import rendered
 from pyrtrav.files import written_whole
 from pyrtrav.pyramid.base import Pyramid
@@ -173,7 +173,8 @@ def _plots(tree: ParseTree, canvas: Image.Image, scale: Scale | None, colour: st
     from bokeh.layouts import row
 
     source = _table(tree, scale, colour)
-    plots = [picture_plot(tree, _data_uri(canvas), source, scale), tree_plot(source)]
+    mark = picked_look(source)
+    plots = [picture_plot(tree, _data_uri(canvas), source, mark, scale), tree_plot(source, mark)]
     return _renumbered(json.dumps(json_item(row(*plots, sizing_mode="stretch_both"), ID("plots"))))
 
 

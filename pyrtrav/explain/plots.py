@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure  # noqa: N812 - a class with a function's name
 
 PICKED, TOUCHED = "#e60000", "#000000"
-"""Outlines of the look that is picked, and of the one under the pointer."""
+"""Outlines of the look that is picked, and of those under the pointer."""
 
 _EDGES = ("left", "right", "top", "bottom")
+_BOX: dict[str, Any] = {"left": "level", "right": "next", "top": "first", "bottom": "last"}
+"""The columns of a look's place in the picture, and in the tree."""
 
 _SHADES = 128
 
@@ -24,17 +26,33 @@ probability of this look @probability<br>downsample @downsample<br>@region</div>
 
 _PICK = """
 const [first, ...others] = [...table.selected.indices].sort((a, b) => a - b);
-if (others.length) { table.selected.indices = [first]; }
-else { window.showLook(first === undefined ? null : table.data, first); }
+if (others.length) {
+  table.selected.indices = [first];
+} else {
+  const none = first === undefined;
+  mark.data = Object.fromEntries(Object.keys(mark.data).map((name) => [name, none ? [] : [table.data[name][first]]]));
+  window.showLook(none ? null : table.data, first);
+}
 """
 
 
-def picture_plot(tree: ParseTree, picture: str, table: ColumnDataSource, scale: Scale | None) -> Figure:
+def picked_look(table: ColumnDataSource) -> ColumnDataSource:
+    """Return a table of the look that is picked, none at first; a click in either plot changes it."""
+    from bokeh.models import ColumnDataSource, CustomJS
+
+    mark = ColumnDataSource({name: [] for name in (*_EDGES, *_BOX.values())})
+    table.selected.js_on_change("indices", CustomJS(args={"table": table, "mark": mark}, code=_PICK))
+    return mark
+
+
+def picture_plot(
+    tree: ParseTree, picture: str, table: ColumnDataSource, mark: ColumnDataSource, scale: Scale | None
+) -> Figure:
     """Return the picture, a data URI, under the regions; y down.
 
     Lengths are micrometres with a scale bar where the size of a pixel is known, else level-0 pixels with axes.
     """
-    from bokeh.models import BasicTickFormatter, BoxZoomTool, CustomJS, DataRange1d
+    from bokeh.models import BasicTickFormatter, BoxZoomTool, DataRange1d
     from bokeh.plotting import figure
 
     ranges = DataRange1d(range_padding=0.02), DataRange1d(range_padding=0.02, flipped=True)
@@ -72,7 +90,7 @@ def picture_plot(tree: ParseTree, picture: str, table: ColumnDataSource, scale: 
     for extent in ranges:
         extent.renderers = [lines]
     _touchable(plot, plot.quad(**edges | {"fill_color": "white"}, source=table, fill_alpha=0, line_alpha=0))
-    table.selected.js_on_change("indices", CustomJS(args={"table": table}, code=_PICK))
+    plot.quad(**edges, source=mark, line_color=PICKED, line_width=4)
     if scale is not None:
         plot.add_layout(_colour_bar(scale), "below")
     return plot
@@ -83,7 +101,7 @@ def length_unit(tree: ParseTree) -> float:
     return tree.mpp or 1.0
 
 
-def tree_plot(table: ColumnDataSource) -> Figure:
+def tree_plot(table: ColumnDataSource, mark: ColumnDataSource) -> Figure:
     """Return the tree as an icicle, the glance at the left."""
     from bokeh.models import DataRange1d, SingleIntervalTicker
     from bokeh.plotting import figure
@@ -106,27 +124,25 @@ def tree_plot(table: ColumnDataSource) -> Figure:
     plot.xaxis.ticker = SingleIntervalTicker(interval=1, num_minor_ticks=0)
     crowded = max(table.data["last"]) > 150
     boxes = plot.quad(
-        left="level",
-        right="next",
-        top="first",
-        bottom="last",
+        **_BOX,
         source=table,
         fill_color="colour",
         line_color="white",
         line_width=0.25 if crowded else 1,
     )
     _touchable(plot, boxes)
+    plot.quad(**_BOX, source=mark, fill_color=None, line_color=PICKED, line_width=4)
     return plot
 
 
 def _touchable(plot: Figure, looks: GlyphRenderer[Any]) -> None:
-    """Let the looks be hovered over and picked, and show which one is."""
+    """Let the looks be hovered over and picked; all that lie under the pointer are outlined, in both plots."""
     from bokeh.models import HoverTool, TapTool
 
-    picked, touched = looks.glyph.clone(), looks.glyph.clone()
-    picked.update(line_color=PICKED, line_width=4, line_alpha=1)
+    touched = looks.glyph.clone()
     touched.update(line_color=TOUCHED, line_width=1.5, line_alpha=0.8)
-    looks.selection_glyph, looks.hover_glyph, looks.nonselection_glyph = picked, touched, looks.glyph
+    looks.hover_glyph = touched
+    looks.selection_glyph = looks.nonselection_glyph = looks.glyph
     # The first is the smallest region under the pointer.
     plot.add_tools(HoverTool(renderers=[looks], tooltips=_TOOLTIP, limit=1), TapTool(renderers=[looks]))
     plot.toolbar.logo = None
