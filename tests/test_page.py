@@ -212,7 +212,7 @@ def test_the_picture_lies_where_its_pixels_are(browser: Browser, tmp_path: Path)
     pixels[100:150, 420:500] = (0, 0, 255)
     pyramid = ArrayPyramid(pixels)
     pyramid.bounds = Region(100, 50, 480, 320)
-    nodes = [look(0, 0, Region(100, -30, 480, 480), base=480), look(1, 1, Region(420, 100, 80, 50), base=80)]
+    nodes = [look(0, 1, Region(100, 50, 350, 300), base=350), look(1, 1, Region(420, 100, 80, 50), base=80)]
     save_page(as_tree(pyramid, nodes), pyramid, tmp_path / "a.html")
     with opened(browser, tmp_path / "a.html") as page:
         wait_for_plots(page)
@@ -221,6 +221,14 @@ def test_the_picture_lies_where_its_pixels_are(browser: Browser, tmp_path: Path)
             column, row = (round(place) for place in spot(page, "picture", x, y))
             found = shot[row, column]
             assert (found[2] - found[0] > 150) == blue, (x, y, found)
+        # The whole image is shown, though only a part was looked at, and little else.
+        left, top = spot(page, "picture", 100, 50)
+        right, bottom = spot(page, "picture", 580, 370)
+        box = page.locator("#plots").bounding_box()
+        assert box is not None
+        assert box["x"] < left < right < box["x"] + box["width"] / 2
+        assert box["y"] < top < bottom < box["y"] + box["height"]
+        assert max((right - left) / (box["width"] / 2), (bottom - top) / box["height"]) > 0.8
         # As wide as high: a square is one.
         left, top = spot(page, "picture", 100, 100)
         right, bottom = spot(page, "picture", 200, 200)

@@ -52,15 +52,35 @@ def picture_plot(
 
     Lengths are micrometres with a scale bar where the size of a pixel is known, else level-0 pixels with axes.
     """
+    plot = _ground(tree)
+    x, y, width, height = (length * length_unit(tree) for length in tree.bounds.as_tuple())
+    plot.image_url(url=[picture], x=x, y=y, w=width, h=height, anchor="top_left")
+    # What is shown at first. Of an image, Bokeh takes that to lie on the other side of its corner where y runs down.
+    frame = plot.quad(left=[x], right=[x + width], top=[y], bottom=[y + height], fill_alpha=0, line_alpha=0)
+    for extent in (plot.x_range, plot.y_range):
+        extent.update(renderers=[frame])
+    edges: dict[str, Any] = {name: name for name in _EDGES} | {"fill_color": None}
+    drawn = _outlines(table)
+    # Casings part the lines from the tissue.
+    plot.quad(**edges, source=drawn, line_color="white", line_width="casing", line_alpha="faint", name="casings")
+    plot.quad(**edges, source=drawn, line_color="colour", line_width="thickness", line_alpha="strength", name="regions")
+    _touchable(plot, plot.quad(**edges | {"fill_color": "white"}, source=table, fill_alpha=0, line_alpha=0))
+    plot.quad(**edges, source=mark, line_color=PICKED, line_width=4)
+    if scale is not None:
+        plot.add_layout(_colour_bar(scale), "below")
+    return plot
+
+
+def _ground(tree: ParseTree) -> Figure:
+    """An empty plot as wide as high, with a scale bar or axes."""
     from bokeh.models import BasicTickFormatter, BoxZoomTool, DataRange1d
     from bokeh.plotting import figure
 
-    ranges = DataRange1d(range_padding=0.02), DataRange1d(range_padding=0.02, flipped=True)
     plot = figure(
         sizing_mode="stretch_both",
         match_aspect=True,
-        x_range=ranges[0],
-        y_range=ranges[1],
+        x_range=DataRange1d(range_padding=0.02),
+        y_range=DataRange1d(range_padding=0.02, flipped=True),
         tools="pan,wheel_zoom,reset,save",
         active_scroll="wheel_zoom",
         output_backend="canvas",
@@ -77,22 +97,6 @@ def picture_plot(
         plot.axis.axis_label_text_font_style = "normal"
         plot.xaxis.axis_label = "level-0 pixels"
         plot.axis.formatter = BasicTickFormatter(use_scientific=False)
-    x, y, width, height = (length * length_unit(tree) for length in tree.bounds.as_tuple())
-    plot.image_url(url=[picture], x=x, y=y, w=width, h=height, anchor="top_left")
-    edges: dict[str, Any] = {name: name for name in _EDGES} | {"fill_color": None}
-    drawn = _outlines(table)
-    # Casings part the lines from the tissue.
-    plot.quad(**edges, source=drawn, line_color="white", line_width="casing", line_alpha="faint", name="casings")
-    lines = plot.quad(
-        **edges, source=drawn, line_color="colour", line_width="thickness", line_alpha="strength", name="regions"
-    )
-    # Not the picture, whose extent Bokeh takes to lie on the other side of its corner where y runs down.
-    for extent in ranges:
-        extent.renderers = [lines]
-    _touchable(plot, plot.quad(**edges | {"fill_color": "white"}, source=table, fill_alpha=0, line_alpha=0))
-    plot.quad(**edges, source=mark, line_color=PICKED, line_width=4)
-    if scale is not None:
-        plot.add_layout(_colour_bar(scale), "below")
     return plot
 
 
