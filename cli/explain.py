@@ -23,7 +23,7 @@ def explain(
         ),
     ] = None,
     foveated: Annotated[
-        Path | None, typer.Option(help="Picture of every place at the resolution at which it was seen.")
+        Path | None, typer.Option(help="Picture of every place at the resolution at which it was seen, .png or .pdf.")
     ] = None,
     html: Annotated[
         Path | None,

@@ -13,8 +13,8 @@ from pyrtrav.explain.foveated import save_foveated
 from pyrtrav.explain.geojson import check_geojson, save_geojson
 from pyrtrav.explain.georeference import MapCoordinates
 from pyrtrav.explain.outline import check_colour
-from pyrtrav.explain.output import check_png
-from pyrtrav.explain.overlay import check_overlay, save_overlay
+from pyrtrav.explain.output import check_picture
+from pyrtrav.explain.overlay import save_overlay
 from pyrtrav.explain.page import check_page, save_page
 from pyrtrav.files import written_whole
 from pyrtrav.pyramid import open_pyramid
@@ -33,7 +33,7 @@ class Targets:
     overlay: Name | None = None
     """The regions over the thumbnail, PNG or PDF."""
     foveated: Name | None = None
-    """Every place at the resolution at which it was seen, PNG."""
+    """Every place at the resolution at which it was seen, PNG or PDF."""
     page: Name | None = None
     """Picture, tree and figures to explore, HTML; needs the extra ``html``."""
     geojson: Name | None = None
@@ -131,8 +131,8 @@ def _check_tree(name: Name) -> None:
 
 _CHECKS: dict[str, Callable[[Name], None]] = {
     "tree": _check_tree,
-    "overlay": check_overlay,
-    "foveated": check_png,
+    "overlay": check_picture,
+    "foveated": check_picture,
     "page": check_page,
     "geojson": check_geojson,
 }

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pyrtrav.errors import ConfigError
-from pyrtrav.explain import draw_overlay, save_overlay
+from pyrtrav.explain import draw_foveated, draw_overlay, save_foveated, save_overlay
 from pyrtrav.explain.colours import ContributionScale, ScoreScale
 from pyrtrav.explain.vector import PIXELS_AN_INCH
 from pyrtrav.pyramid import Pyramid, open_pyramid
@@ -100,6 +100,19 @@ def test_hostile_names_are_words(tree: ParseTree, slide: Pyramid, tmp_path: Path
     save_overlay(odd, slide, tmp_path / "a.pdf", width=300)
     with pypdfium2.PdfDocument(tmp_path / "a.pdf") as document:
         assert "$\\frac{a}{$" in document[0].get_textpage().get_text_bounded()
+
+
+def test_the_foveated_picture_too(tree: ParseTree, slide: Pyramid, tmp_path: Path) -> None:
+    save_foveated(tree, slide, tmp_path / "f.pdf", width=800)
+    expected = np.asarray(draw_foveated(tree, slide, width=800)).astype(int)
+    found = drawn(tmp_path / "f.pdf")
+    height, width = np.minimum(found.shape, expected.shape)[:2]
+    difference = np.abs(found[:height, :width] - expected[:height, :width]).max(2)
+    assert (difference > 60).mean() < 0.02
+    with pypdfium2.PdfDocument(tmp_path / "f.pdf") as document:
+        words = document[0].get_textpage().get_text_bounded()
+    assert "resolution as seen by the model: x128 .. x16" in words
+    assert "100 um" in words
 
 
 def test_any_shape(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from pathlib import Path
 
 from PIL import Image
 
@@ -13,7 +11,7 @@ from pyrtrav.explain.colours import ContributionScale, Scale, ScoreScale
 from pyrtrav.explain.drawing import Drawing, paint
 from pyrtrav.explain.frame import Frame, check_drawable, draw_thumbnail, frame_of
 from pyrtrav.explain.outline import covers, figure_of, lines_by_depth, outlines
-from pyrtrav.explain.output import save_png
+from pyrtrav.explain.output import check_picture, is_pdf, save_png
 from pyrtrav.explain.panel import compose
 from pyrtrav.explain.vector import SHARPNESS, save_pdf
 from pyrtrav.pyramid.base import Pyramid
@@ -52,19 +50,13 @@ def save_overlay(
     Raises:
         ConfigError: the name ends in neither ``.png`` nor ``.pdf``, or its folder cannot be written to.
     """
-    check_overlay(path)
+    check_picture(path)
     title = f"{tree.record['image']}: {tree.label}"
-    if Path(path).suffix.lower() == ".pdf":
+    if is_pdf(path):
         drawing, frame = _plan(tree, pyramid, width, colour)
-        save_pdf(drawing, draw_thumbnail(pyramid, _sharper(frame)), path, title)
+        save_pdf(drawing, draw_thumbnail(pyramid, frame.sharper(SHARPNESS)), path, title)
     else:
         save_png(draw_overlay(tree, pyramid, width=width, colour=colour), path, title)
-
-
-def check_overlay(path: str | os.PathLike[str]) -> None:
-    """Raise ConfigError where the name ends in neither ``.png`` nor ``.pdf``; before anything is drawn."""
-    if Path(path).suffix.lower() not in (".png", ".pdf"):
-        raise ConfigError(f"{os.fspath(path)}: an overlay is PNG or PDF; give a name that ends in .png or .pdf")
 
 
 def scale_for(tree: ParseTree, colour: str) -> Scale | None:
@@ -94,15 +86,3 @@ def _plan(tree: ParseTree, pyramid: Pyramid, width: int, colour: str) -> tuple[D
     # Without a scale all are gray, and any will do.
     layers = tuple(outlines(frame, line, scale or ScoreScale.over(1), figure_of(colour)) for line in lines.values())
     return compose(tree, frame, lines, layers, scale), frame
-
-
-def _sharper(frame: Frame) -> Frame:
-    """The same view with more pixels; none is enlarged beyond level 0 where the frame itself is not."""
-    return replace(
-        frame,
-        width=frame.width * SHARPNESS,
-        height=frame.height * SHARPNESS,
-        left=frame.left * SHARPNESS,
-        top=frame.top * SHARPNESS,
-        canvas=(frame.canvas[0] * SHARPNESS, frame.canvas[1] * SHARPNESS),
-    )

@@ -25,7 +25,7 @@ from pyrtrav.tree import ParseTree
 
 
 @dataclass(frozen=True, slots=True)
-class _Sizes:
+class Sizes:
     """Lengths in picture pixels, in proportion to the picture."""
 
     zoom: float
@@ -67,7 +67,7 @@ def compose(
 ) -> Drawing:
     """Return the whole picture; without a scale (nothing but the glance) there is no colour bar."""
     width, height = frame.canvas
-    sizes = _Sizes(max(0.8, max(width, height) / 1200))
+    sizes = Sizes(max(0.8, max(width, height) / 1200))
     bar = 0 if scale is None else sizes.bar + sizes(64)
     panel = bar + sizes.row * (len(lines) + 1)
     footer = sizes(56) if tree.mpp else sizes.margin
@@ -80,14 +80,14 @@ def compose(
     if scale is not None:
         parts.append(_colour_bar(scale, x, sizes))
     if tree.mpp:
-        parts.append(_scale_bar(frame, tree.mpp, sizes, sizes.header + height))
+        parts.append(bar_of_length(frame, tree.mpp, sizes.margin, sizes.header + height + sizes(20), sizes))
     for some, words in parts:
         shapes += some
         texts += words
     return Drawing(size, place, layers, tuple(shapes), tuple(texts))
 
 
-def _header(tree: ParseTree, sizes: _Sizes, room: int) -> Texts:
+def _header(tree: ParseTree, sizes: Sizes, room: int) -> Texts:
     large, small = sizes(28), sizes(18)
     cost = shortened(cost_text(tree), font(small), room)
     return [
@@ -96,7 +96,7 @@ def _header(tree: ParseTree, sizes: _Sizes, room: int) -> Texts:
     ]
 
 
-def _colour_bar(scale: Scale, x: int, sizes: _Sizes) -> tuple[Shapes, Texts]:
+def _colour_bar(scale: Scale, x: int, sizes: Sizes) -> tuple[Shapes, Texts]:
     size = sizes(17)
     texts = [Text(x, sizes.header, scale.title, size, INK, "lt")]
     top, right = sizes.header + sizes(30), x + sizes(26)
@@ -113,7 +113,7 @@ def _colour_bar(scale: Scale, x: int, sizes: _Sizes) -> tuple[Shapes, Texts]:
     return shapes, texts
 
 
-def _legend(lines: dict[int, Line], x: int, y: int, sizes: _Sizes) -> tuple[Shapes, Texts]:
+def _legend(lines: dict[int, Line], x: int, y: int, sizes: Sizes) -> tuple[Shapes, Texts]:
     """One row a depth: its line, its downsample, and how many fixations it has."""
     size, shapes = sizes(17), []
     columns = x + sizes(44), x + sizes(70), x + sizes.panel
@@ -128,10 +128,9 @@ def _legend(lines: dict[int, Line], x: int, y: int, sizes: _Sizes) -> tuple[Shap
     return shapes, texts
 
 
-def _scale_bar(frame: Frame, mpp: float, sizes: _Sizes, y: int) -> tuple[Shapes, Texts]:
-    """A bar of round length under the image, about a quarter of its long side."""
+def bar_of_length(frame: Frame, mpp: float, x: int, y: int, sizes: Sizes) -> tuple[Shapes, Texts]:
+    """Return a scale bar of round length, about a quarter of the image's long side, with its top left at a place."""
     length, text = scale_bar(max(frame.bounds.width, frame.bounds.height) / 4, mpp)
-    x, top = sizes.margin, y + sizes(20)
     right = x + round(length / frame.downsample)
-    bar = Rectangle((x, top, right - 1, top + sizes(5)), INK)
-    return [bar], [Text(right + sizes(10), top + sizes(3), text, sizes(17), INK, "lm")]
+    bar = Rectangle((x, y, right - 1, y + sizes(5)), INK)
+    return [bar], [Text(right + sizes(10), y + sizes(3), text, sizes(17), INK, "lm")]
