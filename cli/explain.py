@@ -18,11 +18,36 @@ def explain(
     ] = None,
     overlay: Annotated[
         Path | None,
-        typer.Option(help="Picture of the attended regions; default: beside --out, with .png.", show_default=False),
+        typer.Option(
+            help="Picture of the attended regions, .png or .pdf; default: beside --out, with .png.", show_default=False
+        ),
     ] = None,
     foveated: Annotated[
-        Path | None, typer.Option(help="Picture of every place at the resolution at which it was seen.")
+        Path | None, typer.Option(help="Picture of every place at the resolution at which it was seen, .png or .pdf.")
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Picture, tree and figures in one page to explore, without a server or a network."),
+    ] = None,
+    geojson: Annotated[
+        Path | None, typer.Option(help="The regions as annotations for QuPath, or for a map with --crs.")
+    ] = None,
+    bounds_origin: Annotated[
+        bool,
+        typer.Option(
+            "--bounds-origin",
+            help="GeoJSON counts from the corner of the slide's bounds, as QuPath does with OpenSlide.",
+        ),
+    ] = False,
+    crs: Annotated[
+        str | None,
+        typer.Option(
+            help="GeoJSON on the map: wgs84 (longitude, latitude) or native (the file's own).", metavar="NAME"
+        ),
+    ] = None,
+    colour: Annotated[
+        str, typer.Option(help="What overlay and page show as colour: score or contribution.", metavar="NAME")
+    ] = "score",
     model: o.Model = None,
     select: o.Select = None,
     tau: o.Tau = None,
@@ -44,12 +69,15 @@ def explain(
 
     if tree is not None:
         found = ParseTree.load(tree)
-        if overlay is None and foveated is None:
+        if overlay is None and out is None and not (foveated or html or geojson):
             overlay = explanation.default_overlay(tree)
-    else:
-        if image is None or out is None:
-            raise typer.BadParameter("give an IMAGE and --out tree.json, or --tree tree.json")
-        explanation.check_targets(image, out, overlay or explanation.default_overlay(out), foveated)
+    elif image is None or out is None:
+        raise typer.BadParameter("give an IMAGE and --out tree.json, or --tree tree.json")
+    if overlay is None and out is not None:
+        overlay = explanation.default_overlay(out)
+    targets = explanation.Targets(out, overlay, foveated, html, geojson, colour, bounds_origin, crs)
+    if tree is None:
+        targets.check(image)
         from pyrtrav.predict import Predictor
 
         predictor = Predictor(model, device=device)
@@ -57,7 +85,7 @@ def explain(
         if model is None:
             note(f"model: {predictor.name}", quiet)
         found = predictor.explain(image, settings, mpp=mpp)
-    written = explanation.write(found, out=out, overlay=overlay, foveated=foveated, image=image)
+    written = explanation.write(found, targets, image=image)
     if as_json:
         typer.echo(json.dumps(found.record))
         return

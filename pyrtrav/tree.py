@@ -24,6 +24,7 @@ from pyrtrav.geometry import Region
 RESULT_SCHEMA = "pyrtrav.result/1"
 TREE_SCHEMA = "pyrtrav.tree/1"
 EVALUATION_SCHEMA = "pyrtrav.evaluation/1"
+GEOJSON_SCHEMA = "pyrtrav.geojson/1"
 
 Record = dict[str, Any]
 """A result record: see ``schemas/result.schema.json``."""
@@ -174,7 +175,7 @@ def _check_links(nodes: tuple[Node, ...], source: str) -> None:
 
 @cache
 def load_schema(name: str) -> dict[str, Any]:
-    """Return the JSON Schema of ``pyrtrav.result/1``, ``pyrtrav.tree/1`` or ``pyrtrav.evaluation/1``."""
+    """Return the JSON Schema of a format, such as ``pyrtrav.result/1``."""
     file = name.removeprefix("pyrtrav.").partition("/")[0] + ".schema.json"
     schema: dict[str, Any] = json.loads(files("pyrtrav").joinpath("schemas", file).read_text(encoding="utf-8"))
     return schema

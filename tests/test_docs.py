@@ -12,6 +12,7 @@ import typer
 
 from pyrtrav.cli.app import app
 from pyrtrav.encoders import ENCODERS, find_encoder
+from pyrtrav.explain.page import FIGURES
 from pyrtrav.methods import METHODS
 from pyrtrav.training.options import TrainingConfig
 from tests.samples import REPOSITORY
@@ -90,3 +91,17 @@ def test_links_lead_to_a_heading(page: Path) -> None:
             headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in slugs, f"{target}#{anchor}"
+
+
+def test_every_flag_of_explain_is_documented() -> None:
+    command: Any = typer.main.get_command(app)
+    flags = {flag for option in command.commands["explain"].params for flag in option.opts if flag.startswith("--")}
+    shared = {flag for option in command.commands["classify"].params for flag in option.opts} - {"--out"}
+    assert (
+        set(re.findall(r"^\| `(--[\w-]+)` \|", section("explain.md", "Explanations"), re.MULTILINE)) == flags - shared
+    )
+
+
+def test_every_figure_of_a_look_is_documented() -> None:
+    found = re.findall(r"^\| ([a-z ]+) \|", section("explain.md", "The figures of a look"), re.MULTILINE)
+    assert set(found) - {"figure"} == set(FIGURES.values()) - {"look"}

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from pyrtrav.explain.foveated import draw_foveated, save_foveated
+from pyrtrav.explain.geojson import save_geojson, to_geojson
 from pyrtrav.explain.overlay import draw_overlay, save_overlay
+from pyrtrav.explain.page import draw_page, save_page
 
-__all__ = ["draw_foveated", "draw_overlay", "save_foveated", "save_overlay"]
+__all__ = [
+    "draw_foveated",
+    "draw_overlay",
+    "draw_page",
+    "save_foveated",
+    "save_geojson",
+    "save_overlay",
+    "save_page",
+    "to_geojson",
+]

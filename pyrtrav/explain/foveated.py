@@ -14,13 +14,13 @@ from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from pyrtrav.explain.drawing import Drawing, Rectangle, Text, paint
 from pyrtrav.explain.frame import PADDING, Frame, check_drawable, frame_of, picture_of
 from pyrtrav.explain.lettering import (
     FAINT_INK,
     INK,
-    PAPER,
     cost_text,
     downsample_text,
     factor_text,
@@ -28,7 +28,9 @@ from pyrtrav.explain.lettering import (
     shortened,
     title,
 )
-from pyrtrav.explain.output import check_png, save_png
+from pyrtrav.explain.output import check_picture, is_pdf, save_png
+from pyrtrav.explain.panel import Sizes, bar_of_length
+from pyrtrav.explain.vector import SHARPNESS, save_pdf
 from pyrtrav.geometry import Region
 from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.tree import Node, ParseTree
@@ -65,21 +67,35 @@ def draw_foveated(tree: ParseTree, pyramid: Pyramid, *, width: int = 1600) -> Im
     """
     check_drawable(tree, pyramid, width)
     frame = frame_of(tree.bounds, width, LEAST_SIDE)
+    canvas, everything = paint_seen(tree, pyramid, frame)
+    return paint(_footer(tree, frame, frame.downsample, everything=everything), canvas)
+
+
+def paint_seen(tree: ParseTree, pyramid: Pyramid, frame: Frame) -> tuple[Image.Image, bool]:
+    """Return the canvas with the image as the model saw it, and whether it saw all of it."""
     canvas = Image.new("RGB", frame.canvas, PADDING)
     seen = np.zeros((frame.height, frame.width), np.bool_)
     for piece, pixels in _looks(tree, pyramid):
         _paint(canvas, seen, frame, piece, pixels)
-    return _with_footer(canvas, tree, frame, everything=bool(seen.all()))
+    return canvas, bool(seen.all())
 
 
 def save_foveated(tree: ParseTree, pyramid: Pyramid, path: str | os.PathLike[str], *, width: int = 1600) -> None:
-    """Write ``draw_foveated`` as a PNG, whole or not at all.
+    """Write ``draw_foveated`` as a PNG, or with words as vectors as a PDF, whole or not at all.
 
     Raises:
-        ConfigError: the name does not end in ``.png``, or its folder cannot be written to.
+        ConfigError: the name ends in neither ``.png`` nor ``.pdf``, or its folder cannot be written to.
     """
-    check_png(path)
-    save_png(draw_foveated(tree, pyramid, width=width), path, f"{tree.record['image']}: {tree.label}")
+    check_picture(path)
+    name = f"{tree.record['image']}: {tree.label}"
+    if not is_pdf(path):
+        save_png(draw_foveated(tree, pyramid, width=width), path, name)
+        return
+    check_drawable(tree, pyramid, width)
+    frame = frame_of(tree.bounds, width, LEAST_SIDE)
+    sharp = frame.sharper(SHARPNESS)
+    canvas, everything = paint_seen(tree, pyramid, sharp)
+    save_pdf(_footer(tree, frame, sharp.downsample, everything=everything), canvas, path, name)
 
 
 def _looks(tree: ParseTree, pyramid: Pyramid) -> Iterator[tuple[_Piece, NDArray[np.uint8]]]:
@@ -144,23 +160,31 @@ def _axis(start: float, end: float, least: int, most: int, size: int) -> tuple[i
     return first, last, max(0.0, (first - start) * scale), min(float(size), (last - start) * scale)
 
 
-def _with_footer(canvas: Image.Image, tree: ParseTree, frame: Frame, *, everything: bool) -> Image.Image:
-    zoom = max(0.75, max(canvas.size) / 1600)
-    large, small, margin = font(round(24 * zoom)), font(round(17 * zoom)), round(14 * zoom)
-    room = canvas.width - 2 * margin
-    resolution = f"resolution as seen by the model: {downsample_text(tree.nodes)}"
-    lines = [(title(tree, large, room), large, INK), (resolution, small, FAINT_INK)]
-    if min(node.downsample for node in tree.nodes) < frame.downsample * (1 - 1e-9):
-        lines.append((f"picture: {factor_text(frame.downsample)}, finer looks are shown at that", small, FAINT_INK))
+def _footer(tree: ParseTree, frame: Frame, downsample: float, *, everything: bool) -> Drawing:
+    """The picture's canvas with words, and a scale bar where the size of a pixel is known, under it.
+
+    ``downsample`` is the canvas's, which may have more pixels than its place.
+    """
+    width, height = frame.canvas
+    sizes = Sizes(max(0.75, max(width, height) / 1600))
+    large, small, margin = sizes(24), sizes(17), sizes(14)
+    room = width - 2 * margin
+    lines = [
+        (title(tree, font(large), room), large, INK),
+        (f"resolution as seen by the model: {downsample_text(tree.nodes)}", small, FAINT_INK),
+    ]
+    if min(node.downsample for node in tree.nodes) < downsample * (1 - 1e-9):
+        lines.append((f"picture: {factor_text(downsample)}, finer looks are shown at that", small, FAINT_INK))
     if not everything:
         lines.append(("gray: not looked at", small, FAINT_INK))
     lines.append((cost_text(tree), small, FAINT_INK))
-    heights = [round(face.size * 1.35) for _, face, _ in lines]
-    picture = Image.new("RGB", (canvas.width, canvas.height + sum(heights) + 2 * margin), PAPER)
-    picture.paste(canvas, (0, 0))
-    draw = ImageDraw.Draw(picture)
-    y = canvas.height + margin
-    for (text, face, ink), height in zip(lines, heights, strict=True):
-        draw.text((margin, y), shortened(text, face, room), ink, face)
-        y += height
-    return picture
+    y = height + margin
+    shapes: list[Rectangle] = []
+    texts: list[Text] = []
+    if tree.mpp:
+        shapes, texts = bar_of_length(frame, tree.mpp, margin, y, sizes)
+        y += sizes(26)
+    for text, size, ink in lines:
+        texts.append(Text(margin, y, shortened(text, font(size), room), size, ink))
+        y += round(size * 1.35)
+    return Drawing((width, y + margin), (0, 0, width - 1, height - 1), (), tuple(shapes), tuple(texts))

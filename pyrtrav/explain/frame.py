@@ -49,6 +49,18 @@ class Frame:
         """Left, top, right and bottom of the image, in canvas pixels."""
         return self.left, self.top, self.left + self.width, self.top + self.height
 
+    def sharper(self, factor: int) -> Frame:
+        """Return the same view on a canvas of more pixels."""
+        width, height = self.canvas
+        return Frame(
+            self.bounds,
+            self.width * factor,
+            self.height * factor,
+            self.left * factor,
+            self.top * factor,
+            (width * factor, height * factor),
+        )
+
     def place(self, region: Region) -> tuple[float, float, float, float]:
         """Return left, top, right and bottom of a region in canvas pixels, also outside the canvas."""
         scale_x, scale_y = self.width / self.bounds.width, self.height / self.bounds.height

@@ -1,19 +1,22 @@
-"""Attended regions as outlines on a canvas. Depth is the line, score its colour.
+"""Attended regions as outlines on a canvas. Depth is the line, score or contribution its colour.
 
-1. Coarse is drawn first; within a depth the lowest score first, so that the best fixations lie on top.
+1. Coarse is drawn first; within a depth what matters least first, so that the best fixations lie on top.
 2. Deeper lines are thinner and stronger, and lie a little further inside their region: half-shifted cells,
    parents and children share edges, which would hide each other.
 3. Regions are not filled, and are cut at the image's border.
 4. A region that covers the image, such as the glance, has a gray frame and no colour: its score is 1 anyway.
+   So has a region of which the figure that is shown is unknown.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
-from PIL import Image, ImageDraw
-
-from pyrtrav.explain.colours import Colour, ScoreScale, colour_at, is_light
+from pyrtrav.errors import ConfigError, nearest_name
+from pyrtrav.explain.colours import Colour, Scale, is_light
+from pyrtrav.explain.drawing import Box, Rectangle
 from pyrtrav.explain.frame import Frame
 from pyrtrav.geometry import Region
 from pyrtrav.tree import Node, ParseTree
@@ -24,14 +27,16 @@ LEAST_OUTLINE = 5
 # Width in canvas pixels and strength: of the deepest depth's lines, the next coarser one's, ... the others'.
 _STYLES = ((2, 1.0), (2, 0.8), (3, 0.6), (4, 0.45))
 
-# Smallest side in canvas pixels and opacity of a casing; around smaller regions it would hide the tissue.
+# Smallest side in canvas pixels and opacity (0..255) of a casing; around smaller regions it would hide the tissue.
 _CASINGS = ((48, 110), (24, 60))
 
 _NEUTRAL: Colour = (120, 120, 120)
 _NEUTRAL_WIDTH = 2
 
-Box = tuple[int, int, int, int]
-"""First and last column and row: left, top, right, bottom, in canvas pixels."""
+COLOURS = ("score", "contribution")
+"""The figures of a node that can be shown as colour."""
+
+Figure = Callable[[Node], float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +52,14 @@ class Line:
     neutral: bool
     """Every region covers the image."""
     nodes: tuple[Node, ...]
-    """The depth's, lowest score first."""
+    """The depth's, in the order of their ids."""
 
 
 def lines_by_depth(tree: ParseTree, zoom: float) -> dict[int, Line]:
     """Return how each depth that occurs is drawn, coarse to fine; at ``zoom`` 1 the finest line has 2 px."""
     lines = {}
     for rank, depth in enumerate(sorted({node.depth for node in tree.nodes}, reverse=True)):
-        nodes = sorted((node for node in tree.nodes if node.depth == depth), key=lambda node: node.score)
+        nodes = [node for node in tree.nodes if node.depth == depth]
         width, strength = _STYLES[min(rank, len(_STYLES) - 1)]
         lines[depth] = Line(
             width=round(width * zoom),
@@ -72,35 +77,53 @@ def covers(region: Region, bounds: Region) -> bool:
     return shared.width > bounds.width * (1 - 1e-6) and shared.height > bounds.height * (1 - 1e-6)
 
 
-def draw_outlines(canvas: Image.Image, frame: Frame, line: Line, scale: ScoreScale) -> None:
-    """Draw the outlines of one depth on the canvas, which is RGBA."""
-    # A layer of its own: where outlines of one depth meet, the better one is seen, not a mixture of colours.
-    layer = Image.new("RGBA", frame.canvas, (0, 0, 0, 0))
-    draw = ImageDraw.Draw(layer)
-    outlines = []
+def check_colour(colour: str) -> None:
+    """Raise ConfigError where the name is none of COLOURS."""
+    if colour not in COLOURS:
+        raise ConfigError(f"no figure of a look is called {colour!r}{nearest_name(colour, COLOURS)}")
+
+
+def figure_of(colour: str) -> Figure:
+    """Return the figure of a node that ``colour`` names.
+
+    Raises:
+        ConfigError: it is none of COLOURS.
+    """
+    check_colour(colour)
+    return attrgetter(colour)
+
+
+def outlines(frame: Frame, line: Line, scale: Scale, figure: Figure) -> tuple[Rectangle, ...]:
+    """Return the outlines of one depth in canvas pixels, in the order in which they are drawn."""
+    # Of one layer: where outlines of one depth meet, the better one is seen, not a mixture of colours.
+    gray: list[Rectangle] = []
+    found: list[tuple[Box, float]] = []
     for node in line.nodes:
         if not node.region.intersects(frame.bounds):
             continue
-        box = outline_box(node.region, frame, line.inset)
-        if covers(node.region, frame.bounds):
-            draw.rectangle(box, outline=(*_NEUTRAL, 255), width=_NEUTRAL_WIDTH)
+        box, value = outline_box(node.region, frame, line.inset), figure(node)
+        if value is None or covers(node.region, frame.bounds):
+            gray.append(Rectangle(box, _NEUTRAL, _NEUTRAL_WIDTH))
         else:
-            outlines.append((box, scale.position(node.score)))
+            found.append((box, scale.position(value)))
+    found.sort(key=lambda one: scale.weight(one[1]))
+    casings: list[Rectangle] = []
+    lines: list[Rectangle] = []
+    for box, position in found:
+        # What matters little steps back, but never so far that its colour cannot be read.
+        opacity = line.strength * (0.5 + 0.5 * scale.weight(position))
+        colour, width = scale.colour(position), _thickness(box, line)
+        casings += _casing(box, width, colour, opacity)
+        lines.append(Rectangle(box, colour, width, round(255 * opacity)))
     # All casings first, so that none cuts a neighbour's line.
-    for box, position in outlines:
-        _draw_casing(draw, box, line, position)
-    for box, position in outlines:
-        # A low score steps back, but never so far that its colour cannot be read.
-        alpha = round(255 * line.strength * (0.5 + 0.5 * position))
-        draw.rectangle(box, outline=(*colour_at(position), alpha), width=_thickness(box, line))
-    canvas.alpha_composite(layer)
+    return (*gray, *casings, *lines)
 
 
-def draw_sample(draw: ImageDraw.ImageDraw, box: Box, line: Line) -> None:
-    """Draw the outline of a depth in gray, for a legend."""
+def sample(box: Box, line: Line) -> Rectangle:
+    """Return the outline of a depth in gray, for a legend."""
     shade = round(255 - 195 * line.strength)
     colour, width = (_NEUTRAL, _NEUTRAL_WIDTH) if line.neutral else ((shade, shade, shade), line.width)
-    draw.rectangle(box, outline=colour, width=width)
+    return Rectangle(box, colour, width)
 
 
 def outline_box(region: Region, frame: Frame, inset: int) -> Box:
@@ -131,11 +154,14 @@ def _side(box: Box) -> int:
     return min(box[2] - box[0], box[3] - box[1]) + 1
 
 
-def _draw_casing(draw: ImageDraw.ImageDraw, box: Box, line: Line, position: float) -> None:
+def _casing(box: Box, width: int, colour: Colour, opacity: float) -> list[Rectangle]:
     """An edge on either side of a line, which parts it from tissue as light or as dark as the line is."""
-    opacity = next((opacity for side, opacity in _CASINGS if _side(box) >= side), 0)
-    if opacity:
-        edge = (0, 0, 0) if is_light(colour_at(position)) else (255, 255, 255)
-        outer = (box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1)
-        alpha = round(opacity * line.strength**2)
-        draw.rectangle(outer, outline=(*edge, alpha), width=_thickness(box, line) + 2)
+    alpha = round(opacity**2 * next((alpha for side, alpha in _CASINGS if _side(box) >= side), 0))
+    if not alpha:
+        return []
+    edge = (0, 0, 0) if is_light(colour) else (255, 255, 255)
+    return [Rectangle(_inset(box, distance), edge, 1, alpha) for distance in (-1, width)]
+
+
+def _inset(box: Box, distance: int) -> Box:
+    return box[0] + distance, box[1] + distance, box[2] - distance, box[3] - distance

@@ -11,10 +11,15 @@ from pyrtrav.errors import ConfigError
 from pyrtrav.files import written_whole
 
 
-def check_png(path: str | os.PathLike[str]) -> None:
-    """Raise ConfigError where the name does not end in ``.png``; before anything is drawn."""
-    if Path(path).suffix.lower() != ".png":
-        raise ConfigError(f"{os.fspath(path)}: pictures are written as PNG; give a name that ends in .png")
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Raise ConfigError where the name ends in neither ``.png`` nor ``.pdf``; before anything is drawn."""
+    if Path(path).suffix.lower() not in (".png", ".pdf"):
+        raise ConfigError(f"{os.fspath(path)}: pictures are PNG or PDF; give a name that ends in .png or .pdf")
+
+
+def is_pdf(path: str | os.PathLike[str]) -> bool:
+    """Whether vectors are asked for."""
+    return Path(path).suffix.lower() == ".pdf"
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str], title: str) -> None:

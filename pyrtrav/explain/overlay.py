@@ -6,11 +6,14 @@ import os
 
 from PIL import Image
 
-from pyrtrav.explain.colours import ScoreScale
-from pyrtrav.explain.frame import check_drawable, draw_thumbnail, frame_of
-from pyrtrav.explain.outline import covers, draw_outlines, lines_by_depth
-from pyrtrav.explain.output import check_png, save_png
+from pyrtrav.errors import ConfigError
+from pyrtrav.explain.colours import ContributionScale, Scale, ScoreScale
+from pyrtrav.explain.drawing import Drawing, paint
+from pyrtrav.explain.frame import Frame, check_drawable, draw_thumbnail, frame_of
+from pyrtrav.explain.outline import covers, figure_of, lines_by_depth, outlines
+from pyrtrav.explain.output import check_picture, is_pdf, save_png
 from pyrtrav.explain.panel import compose
+from pyrtrav.explain.vector import SHARPNESS, save_pdf
 from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.tree import ParseTree
 
@@ -21,7 +24,7 @@ LEAST_LONG_SIDE = 600
 """Canvas pixels; a smaller image is enlarged to it, so that lines and tissue can be told apart."""
 
 
-def draw_overlay(tree: ParseTree, pyramid: Pyramid, *, width: int = 1200) -> Image.Image:
+def draw_overlay(tree: ParseTree, pyramid: Pyramid, *, width: int = 1200, colour: str = "score") -> Image.Image:
     """Return the thumbnail with the attended regions, a title, a colour bar and a legend.
 
     Args:
@@ -29,28 +32,57 @@ def draw_overlay(tree: ParseTree, pyramid: Pyramid, *, width: int = 1200) -> Ima
         pyramid: the image that the tree is of; its thumbnail is read, whatever the tree attended.
         width: long side of the thumbnail in picture pixels; a smaller image is shown at its own size, and
             enlarged to 600 px if it is smaller than that.
+        colour: the figure that is shown as colour, ``score`` or ``contribution``.
 
     Raises:
-        ConfigError: the tree is of another image, or the width is impossible.
+        ConfigError: the tree is of another image or has no such figure, or the width is impossible.
         CorruptImageError: a tile cannot be decoded; names file, level, column and row.
     """
+    drawing, frame = _plan(tree, pyramid, width, colour)
+    return paint(drawing, draw_thumbnail(pyramid, frame))
+
+
+def save_overlay(
+    tree: ParseTree, pyramid: Pyramid, path: str | os.PathLike[str], *, width: int = 1200, colour: str = "score"
+) -> None:
+    """Write ``draw_overlay`` as a PNG, or the same with lines and words as vectors as a PDF, whole or not at all.
+
+    Raises:
+        ConfigError: the name ends in neither ``.png`` nor ``.pdf``, or its folder cannot be written to.
+    """
+    check_picture(path)
+    title = f"{tree.record['image']}: {tree.label}"
+    if is_pdf(path):
+        drawing, frame = _plan(tree, pyramid, width, colour)
+        save_pdf(drawing, draw_thumbnail(pyramid, frame.sharper(SHARPNESS)), path, title)
+    else:
+        save_png(draw_overlay(tree, pyramid, width=width, colour=colour), path, title)
+
+
+def scale_for(tree: ParseTree, colour: str) -> Scale | None:
+    """Return the scale of a figure over the tree's regions; None where nothing but the glance was looked at.
+
+    Raises:
+        ConfigError: there is no such figure, or the tree does not hold it.
+    """
+    figure = figure_of(colour)
+    nodes = [node for node in tree.nodes if not covers(node.region, tree.bounds)]
+    values = [value for node in nodes if (value := figure(node)) is not None]
+    if nodes and not values:
+        raise ConfigError(f"{tree.record['image']}: the tree holds no contributions; colour it by score")
+    if not values:
+        return None
+    kind = ScoreScale if colour == "score" else ContributionScale
+    return kind.over(max(map(abs, values)))
+
+
+def _plan(tree: ParseTree, pyramid: Pyramid, width: int, colour: str) -> tuple[Drawing, Frame]:
+    """What is drawn, and where the image lies on the canvas."""
     check_drawable(tree, pyramid, width)
     longest = round(max(tree.bounds.width, tree.bounds.height))
     frame = frame_of(tree.bounds, min(width, max(longest, LEAST_LONG_SIDE)), LEAST_SIDE)
     lines = lines_by_depth(tree, max(1.0, max(frame.canvas) / 1200))
-    coloured = [node.score for node in tree.nodes if not covers(node.region, tree.bounds)]
-    scale = ScoreScale.over(max(coloured, default=0.0))
-    canvas = draw_thumbnail(pyramid, frame).convert("RGBA")
-    for line in lines.values():
-        draw_outlines(canvas, frame, line, scale)
-    return compose(canvas.convert("RGB"), tree, frame, lines, scale if coloured else None)
-
-
-def save_overlay(tree: ParseTree, pyramid: Pyramid, path: str | os.PathLike[str], *, width: int = 1200) -> None:
-    """Write ``draw_overlay`` as a PNG, whole or not at all.
-
-    Raises:
-        ConfigError: the name does not end in ``.png``, or its folder cannot be written to.
-    """
-    check_png(path)
-    save_png(draw_overlay(tree, pyramid, width=width), path, f"{tree.record['image']}: {tree.label}")
+    scale = scale_for(tree, colour)
+    # Without a scale all are gray, and any will do.
+    layers = tuple(outlines(frame, line, scale or ScoreScale.over(1), figure_of(colour)) for line in lines.values())
+    return compose(tree, frame, lines, layers, scale), frame

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw
-
-from pyrtrav.explain.colours import ScoreScale, colour_at
+from pyrtrav.explain.colours import Scale
+from pyrtrav.explain.drawing import Drawing, Rectangle, Text
 from pyrtrav.explain.frame import Frame
 from pyrtrav.explain.lettering import (
     FAINT_INK,
     INK,
-    PAPER,
     cost_text,
     downsample_text,
     font,
@@ -22,12 +20,12 @@ from pyrtrav.explain.lettering import (
     shortened,
     title,
 )
-from pyrtrav.explain.outline import Line, draw_sample
+from pyrtrav.explain.outline import Line, sample
 from pyrtrav.tree import ParseTree
 
 
 @dataclass(frozen=True, slots=True)
-class _Sizes:
+class Sizes:
     """Lengths in picture pixels, in proportion to the picture."""
 
     zoom: float
@@ -56,71 +54,83 @@ class _Sizes:
         return self(28)
 
 
+Shapes = list[Rectangle]
+Texts = list[Text]
+
+
 def compose(
-    canvas: Image.Image, tree: ParseTree, frame: Frame, lines: dict[int, Line], scale: ScoreScale | None
-) -> Image.Image:
-    """Return the finished picture; without a scale (nothing but the glance) there is no colour bar."""
-    sizes = _Sizes(max(0.8, max(canvas.size) / 1200))
+    tree: ParseTree,
+    frame: Frame,
+    lines: dict[int, Line],
+    layers: tuple[tuple[Rectangle, ...], ...],
+    scale: Scale | None,
+) -> Drawing:
+    """Return the whole picture; without a scale (nothing but the glance) there is no colour bar."""
+    width, height = frame.canvas
+    sizes = Sizes(max(0.8, max(width, height) / 1200))
     bar = 0 if scale is None else sizes.bar + sizes(64)
     panel = bar + sizes.row * (len(lines) + 1)
     footer = sizes(56) if tree.mpp else sizes.margin
-    size = (
-        canvas.width + 3 * sizes.margin + sizes.panel,
-        sizes.header + max(canvas.height, panel) + footer,
-    )
-    picture = Image.new("RGB", size, PAPER)
-    picture.paste(canvas, (sizes.margin, sizes.header))
-    draw = ImageDraw.Draw(picture)
-    _write_header(draw, tree, sizes, size[0] - 2 * sizes.margin)
-    x = canvas.width + 2 * sizes.margin
+    size = (width + 3 * sizes.margin + sizes.panel, sizes.header + max(height, panel) + footer)
+    place = (sizes.margin, sizes.header, sizes.margin + width - 1, sizes.header + height - 1)
+    shapes: Shapes = []
+    texts = _header(tree, sizes, size[0] - 2 * sizes.margin)
+    x = width + 2 * sizes.margin
+    parts = [_legend(lines, x, sizes.header + bar, sizes)]
     if scale is not None:
-        _draw_colour_bar(draw, scale, x, sizes)
-    _draw_legend(draw, lines, x, sizes.header + bar, sizes)
+        parts.append(_colour_bar(scale, x, sizes))
     if tree.mpp:
-        _draw_scale_bar(draw, frame, tree.mpp, sizes, sizes.header + canvas.height)
-    return picture
+        parts.append(bar_of_length(frame, tree.mpp, sizes.margin, sizes.header + height + sizes(20), sizes))
+    for some, words in parts:
+        shapes += some
+        texts += words
+    return Drawing(size, place, layers, tuple(shapes), tuple(texts))
 
 
-def _write_header(draw: ImageDraw.ImageDraw, tree: ParseTree, sizes: _Sizes, room: int) -> None:
-    large, small = font(sizes(28)), font(sizes(18))
-    draw.text((sizes.margin, sizes(12)), title(tree, large, room), INK, large)
-    draw.text((sizes.margin, sizes(48)), shortened(cost_text(tree), small, room), FAINT_INK, small)
+def _header(tree: ParseTree, sizes: Sizes, room: int) -> Texts:
+    large, small = sizes(28), sizes(18)
+    cost = shortened(cost_text(tree), font(small), room)
+    return [
+        Text(sizes.margin, sizes(12), title(tree, font(large), room), large, INK),
+        Text(sizes.margin, sizes(48), cost, small, FAINT_INK),
+    ]
 
 
-def _draw_colour_bar(draw: ImageDraw.ImageDraw, scale: ScoreScale, x: int, sizes: _Sizes) -> None:
-    face = font(sizes(17))
-    draw.text((x, sizes.header), "score", INK, face, anchor="lt")
+def _colour_bar(scale: Scale, x: int, sizes: Sizes) -> tuple[Shapes, Texts]:
+    size = sizes(17)
+    texts = [Text(x, sizes.header, scale.title, size, INK, "lt")]
     top, right = sizes.header + sizes(30), x + sizes(26)
     bottom = top + sizes.bar
-    for y in range(top, bottom):
-        draw.line((x, y, right, y), colour_at(1 - (y - top) / (sizes.bar - 1)))
-    draw.rectangle((x, top, right, bottom - 1), outline=FAINT_INK)
+    # Each reaches to the bottom, under the next: as vectors they would else show a seam.
+    shapes = [
+        Rectangle((x, y, right, bottom - 1), scale.colour(1 - (y - top) / (sizes.bar - 1))) for y in range(top, bottom)
+    ]
+    shapes.append(Rectangle((x, top, right, bottom - 1), FAINT_INK, 1))
     for position, text in scale.ticks():
         y = round(bottom - 1 - position * (sizes.bar - 1))
-        draw.line((right, y, right + sizes(6), y), FAINT_INK)
-        draw.text((right + sizes(11), y), text, INK, face, anchor="lm")
+        shapes.append(Rectangle((right, y, right + sizes(6), y), FAINT_INK))
+        texts.append(Text(right + sizes(11), y, text, size, INK, "lm"))
+    return shapes, texts
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, lines: dict[int, Line], x: int, y: int, sizes: _Sizes) -> None:
+def _legend(lines: dict[int, Line], x: int, y: int, sizes: Sizes) -> tuple[Shapes, Texts]:
     """One row a depth: its line, its downsample, and how many fixations it has."""
-    face = font(sizes(17))
+    size, shapes = sizes(17), []
     columns = x + sizes(44), x + sizes(70), x + sizes.panel
-    draw.text((x, y), "depth", INK, face, anchor="lt")
-    draw.text((columns[2], y), "fixations", INK, face, anchor="rt")
+    texts = [Text(x, y, "depth", size, INK, "lt"), Text(columns[2], y, "fixations", size, INK, "rt")]
     for row, (depth, line) in enumerate(lines.items(), 1):
         middle = y + row * sizes.row + sizes(10)
-        draw_sample(draw, (x, middle - sizes(9), x + sizes(28), middle + sizes(9)), line)
-        draw.text((columns[0], middle), f"{depth}", INK, face, anchor="lm")
-        downsample = shortened(downsample_text(line.nodes), face, columns[2] - columns[1] - sizes(54))
-        draw.text((columns[1], middle), downsample, FAINT_INK, face, anchor="lm")
-        draw.text((columns[2], middle), f"{len(line.nodes):,}", INK, face, anchor="rm")
+        shapes.append(sample((x, middle - sizes(9), x + sizes(28), middle + sizes(9)), line))
+        texts.append(Text(columns[0], middle, f"{depth}", size, INK, "lm"))
+        downsample = shortened(downsample_text(line.nodes), font(size), columns[2] - columns[1] - sizes(54))
+        texts.append(Text(columns[1], middle, downsample, size, FAINT_INK, "lm"))
+        texts.append(Text(columns[2], middle, f"{len(line.nodes):,}", size, INK, "rm"))
+    return shapes, texts
 
 
-def _draw_scale_bar(draw: ImageDraw.ImageDraw, frame: Frame, mpp: float, sizes: _Sizes, y: int) -> None:
-    """A bar of round length under the image, about a quarter of its long side."""
+def bar_of_length(frame: Frame, mpp: float, x: int, y: int, sizes: Sizes) -> tuple[Shapes, Texts]:
+    """Return a scale bar of round length, about a quarter of the image's long side, with its top left at a place."""
     length, text = scale_bar(max(frame.bounds.width, frame.bounds.height) / 4, mpp)
-    x, face = sizes.margin, font(sizes(17))
     right = x + round(length / frame.downsample)
-    top = y + sizes(20)
-    draw.rectangle((x, top, right - 1, top + sizes(5)), fill=INK)
-    draw.text((right + sizes(10), top + sizes(3)), text, INK, face, anchor="lm")
+    bar = Rectangle((x, y, right - 1, y + sizes(5)), INK)
+    return [bar], [Text(right + sizes(10), y + sizes(3), text, sizes(17), INK, "lm")]
