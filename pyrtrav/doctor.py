@@ -50,7 +50,15 @@ PACKAGES = (
 )
 """What classifying needs; openslide-bin may be replaced by a library of the system."""
 
-OPTIONAL = {"pyarrow": "arrow", "obstore": "remote"}
+OPTIONAL = {
+    "bokeh": "html",
+    "obstore": "remote",
+    "pyarrow": "arrow",
+    "rasterio": "geo",
+    "ray": "ray",
+    "tensorboard": "tensorboard",
+    "transformers": "hf",
+}
 """Packages by the extra that installs them."""
 
 SAFE_OPENSLIDE = (4, 0, 1)

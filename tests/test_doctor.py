@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 import warnings
 from collections import namedtuple
 from pathlib import Path
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pyrtrav import doctor
-from pyrtrav.doctor import PACKAGES, Check, Report, check_file, diagnose, worst
+from pyrtrav.doctor import OPTIONAL, PACKAGES, Check, Report, check_file, diagnose, worst
 from pyrtrav.formats import Format
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -319,3 +320,9 @@ class TestFiles:
         path = tmp_path_factory.getbasetemp() / "any.tif"
         path.write_bytes(magic + data)
         assert check_file(path)
+
+
+def test_every_extra_is_told_of() -> None:
+    """An extra of the package, but for the tests', is one that the doctor names."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(OPTIONAL.values()) == set(project["project"]["optional-dependencies"]) - {"test"} | {"ray"}
