@@ -164,15 +164,14 @@ def count_macs(module: Callable[..., object], *inputs: object) -> int:
         return _count_by_torch(module, *inputs)
     total = 0
 
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+    def count(layer: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         nonlocal total
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) and isinstance(output, Tensor):
             # Every output is one weight vector applied.
             total += output.numel() * layer.weight[0].numel()
         elif isinstance(layer, nn.ConvTranspose2d):
             # Every input is spread by its channel's weights.
-            image, *_ = inputs
-            total += image.numel() * layer.weight[0].numel()
+            total += inputs[0].numel() * layer.weight[0].numel()
 
     # torch's own counter says the same (tested), but loading it takes a second.
     hook = register_module_forward_hook(count)

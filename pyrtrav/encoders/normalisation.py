@@ -24,6 +24,7 @@ class ChannelNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, features: Tensor, scale: int = 0) -> Tensor:
+        features = features.to(self.weight.dtype)  # sums in bfloat16 would be coarse
         centred = features - features.mean(1, keepdim=True)
         scaled = centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + EPSILON)
         return scaled * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)

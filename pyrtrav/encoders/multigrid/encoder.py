@@ -55,7 +55,7 @@ class MultigridEncoder(Encoder):
         *,
         channels: int = 3,
         base_resolution: int = 64,
-        network: str = "R-MG-12",
+        network: str = "MG-6",
         width: float = 0.125,
         norm: str = "channel",
         mean: float | Sequence[float] = 0.5,

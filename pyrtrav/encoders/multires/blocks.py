@@ -77,8 +77,8 @@ class Mixing(nn.Module):
     def table(self) -> Tensor:
         """Return the weight of every alternative, shape (count,), without a gradient: 0 where it is not kept."""
         weights = torch.zeros(self.count, dtype=torch.float64)
-        for alternative, weight in zip(self.kept, self(), strict=True):
-            weights[alternative] = float(weight)
+        with torch.no_grad():
+            weights[list(self.kept)] = torch.tensor([float(weight) for weight in self()], dtype=torch.float64)
         return weights
 
 
