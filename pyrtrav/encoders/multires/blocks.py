@@ -72,7 +72,8 @@ class Mixing(nn.Module):
         """Return the weights of those that are kept."""
         if self.logits is None:
             return [1 / len(self.kept) for _ in self.kept]
-        return list(self.logits.softmax(0)[list(self.kept)])
+        weights = self.logits.softmax(0)
+        return [weights[alternative] for alternative in self.kept]
 
     def table(self) -> Tensor:
         """Return the weight of every alternative, shape (count,), without a gradient: 0 where it is not kept."""
