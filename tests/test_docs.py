@@ -75,6 +75,14 @@ def test_every_option_of_an_encoder_is_documented(encoder: str) -> None:
     assert rows(section("methods.md", headings[0])) == defaults_of_builder(find_encoder(encoder))
 
 
+def test_examples_run() -> None:
+    text = (DOCS / "encoders.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(compile(example, "docs/encoders.md", "exec"), {})
+
+
 def test_every_flag_of_train_is_documented() -> None:
     command: Any = typer.main.get_command(app)
     flags = {flag for option in command.commands["train"].params for flag in option.opts if flag.startswith("--")}

@@ -18,7 +18,13 @@ from pyrtrav.selection import Settings
 from tests.samples import REPOSITORY
 from tests.test_memory import write_sparse_pyramid
 
-ENCODERS = {"mnist-m3": {}, "mnist-m1": {}, "residual": {"base_resolution": 16, "widths": [4, 8], "channels": 1}}
+ENCODERS = {
+    "mnist-m3": {},
+    "mnist-m1": {},
+    "residual": {"base_resolution": 16, "widths": [4, 8], "channels": 1},
+    "multigrid": {"base_resolution": 32, "network": "MG-6", "channels": 1},
+    "multires": {"base_resolution": 16, "blocks": 2, "channels": 1},
+}
 SIDE = 112
 
 every_kind = pytest.mark.parametrize("encoder", ENCODERS)

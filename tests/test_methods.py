@@ -23,7 +23,11 @@ from pyrtrav.tree import RESULT_SCHEMA, TREE_SCHEMA, check
 from tests.samples import TISSUE, compared
 
 # Options that keep the models small; an encoder that is not named is used as it is.
-SMALL: dict[str, dict[str, Any]] = {"residual": {"base_resolution": 16, "widths": [4, 8]}}
+SMALL: dict[str, dict[str, Any]] = {
+    "residual": {"base_resolution": 16, "widths": [4, 8]},
+    "multigrid": {"base_resolution": 32, "network": "MG-6"},
+    "multires": {"base_resolution": 32, "blocks": 2},
+}
 
 PAIRS = [
     (method, encoder)

@@ -6,6 +6,9 @@ from functools import partial
 from typing import Any
 
 from pyrtrav.encoders.base import Encoder, Encoding, count_macs, init_xavier
+from pyrtrav.encoders.classifier import LinearClassifier
+from pyrtrav.encoders.multigrid import MultigridEncoder
+from pyrtrav.encoders.multires import MultiresEncoder
 from pyrtrav.encoders.paper import PAPER_ENCODERS, Baseline, FullyConnectedHead, PaperEncoder
 from pyrtrav.encoders.pretrained import PretrainedEncoder
 from pyrtrav.encoders.residual import ResidualEncoder
@@ -17,6 +20,9 @@ __all__ = [
     "Encoder",
     "Encoding",
     "FullyConnectedHead",
+    "LinearClassifier",
+    "MultigridEncoder",
+    "MultiresEncoder",
     "PaperEncoder",
     "PretrainedEncoder",
     "ResidualEncoder",
@@ -29,6 +35,8 @@ __all__ = [
 ENCODERS: dict[str, Callable[..., Encoder]] = {
     **{name: partial(PaperEncoder, name) for name in PAPER_ENCODERS},
     "residual": ResidualEncoder,
+    "multigrid": MultigridEncoder,
+    "multires": MultiresEncoder,
 }
 """Builders by name; all their options are keywords and have defaults."""
 

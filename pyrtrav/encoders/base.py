@@ -79,7 +79,8 @@ class Encoder(nn.Module, ABC):
         self.windows = tuple(windows)
         self.register_buffer("mean", _per_channel("mean", mean, channels))
         self.register_buffer("std", _per_channel("std", std, channels))
-        if not bool((self.std > 0).all()):
+        # Asked of the numbers, not of the tensor: on the meta device there is none.
+        if min(std if isinstance(std, Sequence) else [std]) <= 0:
             raise ConfigError(f"std must be above 0, got {std}")
 
     def forward(
@@ -116,7 +117,7 @@ class Encoder(nn.Module, ABC):
     def features(
         self, images: Float[Tensor, "image channels height width"]
     ) -> Float[Tensor, "image map_channels rows columns"]:
-        """Return the last feature map of normalised images of any size."""
+        """Return the last feature map of normalised images of any size: the mean over its positions is the vector."""
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -163,11 +164,14 @@ def count_macs(module: Callable[..., object], *inputs: object) -> int:
         return _count_by_torch(module, *inputs)
     total = 0
 
-    def count(layer: nn.Module, _: object, output: object) -> None:
+    def count(layer: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         nonlocal total
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) and isinstance(output, Tensor):
             # Every output is one weight vector applied.
             total += output.numel() * layer.weight[0].numel()
+        elif isinstance(layer, nn.ConvTranspose2d):
+            # Every input is spread by its channel's weights.
+            total += inputs[0].numel() * layer.weight[0].numel()
 
     # torch's own counter says the same (tested), but loading it takes a second.
     hook = register_module_forward_hook(count)

@@ -158,7 +158,7 @@ class Baseline(nn.Module):
     def __init__(self, encoder: Encoder, classes: int, *, classifier_bias: bool = True) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = FullyConnectedHead(encoder.map_channels, classes, classifier_bias=classifier_bias)
+        self.head = FullyConnectedHead(encoder.vector_size, classes, classifier_bias=classifier_bias)
 
     def forward(self, images: Float[Tensor, "image channels height width"]) -> Float[Tensor, "image label"]:
         """Return logits of images in 0..1 of any size."""
