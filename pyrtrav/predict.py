@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from threading import Event
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +21,23 @@ from pyrtrav.pyramid.costs import check_glance
 from pyrtrav.pyramid.inspect import fingerprint
 from pyrtrav.pyramid.open import check_mpp
 from pyrtrav.pyramid.source import full_name, short_name
+from pyrtrav.pyramid.time_limit import TimeLimit, check_seconds
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
 from pyrtrav.tree import RESULT_SCHEMA, ParseTree, Record
+
+
+IMAGES_AT_ONCE = 8
+"""Images whose fixations share the encoder's batches. More are hardly faster, and fewer results are lost in a crash."""
+
+
+class Input(NamedTuple):
+    """An image to classify."""
+
+    path: str
+    """Or a URL."""
+    mpp: float | None = None
+    """Micrometres per level-0 pixel, where the file says nothing or something wrong."""
 
 
 class Outcome(NamedTuple):
@@ -57,6 +72,16 @@ def _devices() -> list[str]:
     return ["auto", "cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
+class _Opened(NamedTuple):
+    """An image that is open, and where its result belongs."""
+
+    number: int
+    image: Pyramid
+    mpp: float | None
+    seconds: float
+    """It took to open it."""
+
+
 class Predictor:
     """A model that classifies images by looking only where it matters.
 
@@ -64,10 +89,33 @@ class Predictor:
     >>> outcome.record["prediction"]["label"], outcome.tree.nodes
     """
 
-    def __init__(self, model: str | os.PathLike[str] | LoadedModel | None = None, *, device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | LoadedModel | None = None,
+        *,
+        device: str = "auto",
+        isolate: str = "never",
+        max_seconds: float | None = None,
+    ) -> None:
+        """Load a model file; by default the small sample model.
+
+        Args:
+            device: ``auto`` takes a GPU where there is one.
+            isolate: which images are decoded in a process of their own (see ``open_pyramid``).
+            max_seconds: for opening and reading an image.
+        """
+        check_seconds(max_seconds)
         self.loaded = model if isinstance(model, LoadedModel) else load_model(model)
         self.device = pick_device(device)
         self.model = self.loaded.model.to(self.device).eval()
+        self.isolate, self.max_seconds = isolate, max_seconds
+        self.device_type = self.device.type
+        """What records say; other than ``device`` where others classify for this one."""
+        self._stopped = Event()
+
+    def stop(self) -> None:
+        """Read no more: what is under way in other threads ends soon, and fails."""
+        self._stopped.set()
 
     @property
     def card(self) -> ModelCard:
@@ -129,7 +177,14 @@ class Predictor:
     def open(self, path: str | os.PathLike[str], *, mpp: float | None = None) -> Pyramid:
         """Open an image with the channels and the window that the model wants."""
         card = self.loaded.card
-        image = open_pyramid(path, mpp=mpp, channels=card.chosen or card.channels, window=card.window)
+        image = open_pyramid(
+            path,
+            mpp=mpp,
+            channels=card.chosen or card.channels,
+            window=card.window,
+            isolate=self.isolate,
+            limit=TimeLimit(self.max_seconds, self._stopped),
+        )
         try:
             check_glance(image, self.model.encoder.base_resolution)
         except PyrtravError:
@@ -148,7 +203,11 @@ class Predictor:
 
         An image that cannot be opened or read has an error record and no tree; the others are done.
         """
-        return [outcome for outcome, _ in self._predict(paths, settings, mpp, False)]
+        return self.predict_inputs([Input(os.fspath(path), mpp) for path in paths], settings)
+
+    def predict_inputs(self, inputs: Sequence[Input], settings: Settings | None = None) -> list[Outcome]:
+        """Do the same for images that have an mpp each."""
+        return [outcome for outcome, _ in self._predict(inputs, settings, False)]
 
     def predict_with_costs(
         self,
@@ -158,31 +217,28 @@ class Predictor:
         mpp: float | None = None,
     ) -> list[tuple[Outcome, tuple[DepthCost, ...]]]:
         """Do the same, and return for each image what its looks down to each depth cost; nothing where it failed."""
-        return self._predict(paths, settings, mpp, True)
+        return self._predict([Input(os.fspath(path), mpp) for path in paths], settings, True)
 
     def _predict(
-        self,
-        paths: Sequence[str | os.PathLike[str]],
-        settings: Settings | None,
-        mpp: float | None,
-        cost_by_depth: bool,
+        self, inputs: Sequence[Input], settings: Settings | None, cost_by_depth: bool
     ) -> list[tuple[Outcome, tuple[DepthCost, ...]]]:
         settings = settings or self.settings()
-        check_mpp(mpp)
+        for mpp in {asked.mpp for asked in inputs}:
+            check_mpp(mpp)
         outcomes: dict[int, tuple[Outcome, tuple[DepthCost, ...]]] = {}
         with ExitStack() as stack:
-            opened: list[tuple[int, Pyramid, float]] = []
-            for number, path in enumerate(paths):
+            opened: list[_Opened] = []
+            for number, (path, mpp) in enumerate(inputs):
                 begun = time.perf_counter()
                 try:
                     image = stack.enter_context(self.open(path, mpp=mpp))
                 except PyrtravError as error:
-                    outcomes[number] = self._failed(os.fspath(path), settings, mpp, error), ()
+                    outcomes[number] = self.failed(inputs[number], settings, error), ()
                 else:
-                    opened.append((number, image, time.perf_counter() - begun))
+                    opened.append(_Opened(number, image, mpp, time.perf_counter() - begun))
             if opened:
-                outcomes.update(self._predict_open(opened, settings, mpp, cost_by_depth))
-        return [outcomes[number] for number in range(len(paths))]
+                outcomes.update(self._predict_open(opened, settings, cost_by_depth))
+        return [outcomes[number] for number in range(len(inputs))]
 
     def explain(
         self, path: str | os.PathLike[str], settings: Settings | None = None, *, mpp: float | None = None
@@ -199,9 +255,9 @@ class Predictor:
         return outcome.tree
 
     def _predict_open(
-        self, opened: Sequence[tuple[int, Pyramid, float]], settings: Settings, mpp: float | None, cost_by_depth: bool
+        self, opened: Sequence["_Opened"], settings: Settings, cost_by_depth: bool
     ) -> dict[int, tuple[Outcome, tuple[DepthCost, ...]]]:
-        images = [image for _, image, _ in opened]
+        images = [asked.image for asked in opened]
         begun = time.perf_counter()
         generators = [torch.Generator().manual_seed(settings.seed) for _ in images]
         with torch.inference_mode():
@@ -215,10 +271,10 @@ class Predictor:
         elapsed = time.perf_counter() - begun
         prefix_macs = [self.model.macs(trace.until(z)) for z in range(max(depths))] if cost_by_depth else []
         outcomes: dict[int, tuple[Outcome, tuple[DepthCost, ...]]] = {}
-        for i, (number, image, seconds) in enumerate(opened):
+        for i, (number, image, mpp, seconds) in enumerate(opened):
             failed = trace.errors[i]
             if failed is not None:
-                outcomes[number] = self._failed(image.path, settings, mpp, failed), ()
+                outcomes[number] = self.failed(Input(image.path, mpp), settings, failed), ()
                 continue
             record = {
                 **self.head(image.path, settings, mpp),
@@ -272,14 +328,15 @@ class Predictor:
                 **{name: value for name, value in asdict(settings).items() if name != "encode_batch"},
                 "tau": list(settings.tau) if settings.tau else None,
                 "mpp": mpp,
-                "device": self.device.type,
+                "device": self.device_type,
             },
             "model": {"method": card.method, "encoder": card.encoder.name, "sha256": self.loaded.sha256},
         }
 
-    def _failed(self, path: str, settings: Settings, mpp: float | None, error: PyrtravError) -> Outcome:
+    def failed(self, asked: Input, settings: Settings, error: PyrtravError) -> Outcome:
+        """Return what becomes of an image that cannot be classified."""
         record = {
-            **self.head(path, settings, mpp),
+            **self.head(asked.path, settings, asked.mpp),
             "status": "error",
             "error": {"type": type(error).__name__, "message": str(error)},
         }
@@ -293,9 +350,11 @@ class Predictor:
             warnings.append(
                 f"the image is so narrow ({image.width} x {image.height}) that the glance shows less than a pixel of it"
             )
-        if self.loaded.card.config.get("finest_mpp") and image.mpp is None:
+        needs_mpp = self.loaded.card.config.get("finest_mpp")
+        if image.mpp is None and (needs_mpp or image.said_mpp):
             said = f" (the file says {image.said_mpp} um)" if image.said_mpp else ""
-            warnings.append(f"the image has no usable mpp{said}, so it is followed down to level 0; give --mpp")
+            so = "so it is followed down to level 0; give --mpp" if needs_mpp else "and this model needs none"
+            warnings.append(f"the image has no usable mpp{said}, {so}")
         return warnings
 
     def _tree(self, trace: Trace, i: int, image: Pyramid, record: Record) -> ParseTree:
