@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from threading import Event
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from pyrtrav.ledger import DepthCost, cost_of, costs_by_depth, pixel_rule
 from pyrtrav.methods import find_method
 from pyrtrav.model_file import LoadedModel, ModelCard, load_model
 from pyrtrav.pyramid import Pyramid, open_pyramid
+from pyrtrav.pyramid.base import shared_cache
 from pyrtrav.pyramid.costs import check_glance
 from pyrtrav.pyramid.inspect import fingerprint
 from pyrtrav.pyramid.open import check_mpp
@@ -25,7 +26,6 @@ from pyrtrav.pyramid.time_limit import TimeLimit, check_seconds
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
 from pyrtrav.tree import RESULT_SCHEMA, ParseTree, Record
-
 
 IMAGES_AT_ONCE = 8
 """Images whose fixations share the encoder's batches. More are hardly faster, and fewer results are lost in a crash."""
@@ -113,9 +113,14 @@ class Predictor:
         """What records say; other than ``device`` where others classify for this one."""
         self._stopped = Event()
 
-    def stop(self) -> None:
-        """Read no more: what is under way in other threads ends soon, and fails."""
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Read nothing during the block: what is under way in other threads ends soon, and fails."""
         self._stopped.set()
+        try:
+            yield
+        finally:
+            self._stopped.clear()
 
     @property
     def card(self) -> ModelCard:
@@ -203,11 +208,12 @@ class Predictor:
 
         An image that cannot be opened or read has an error record and no tree; the others are done.
         """
-        return self.predict_inputs([Input(os.fspath(path), mpp) for path in paths], settings)
+        inputs = [Input(os.fspath(path), mpp) for path in paths]
+        return [outcome for outcome, _ in self._predict(inputs, settings, False)]
 
     def predict_inputs(self, inputs: Sequence[Input], settings: Settings | None = None) -> list[Outcome]:
-        """Do the same for images that have an mpp each."""
-        return [outcome for outcome, _ in self._predict(inputs, settings, False)]
+        """Do the same for images that have an mpp each, and of which no decoded tiles are kept: none comes again."""
+        return [outcome for outcome, _ in self._predict(inputs, settings, False, keep_tiles=False)]
 
     def predict_with_costs(
         self,
@@ -220,7 +226,7 @@ class Predictor:
         return self._predict([Input(os.fspath(path), mpp) for path in paths], settings, True)
 
     def _predict(
-        self, inputs: Sequence[Input], settings: Settings | None, cost_by_depth: bool
+        self, inputs: Sequence[Input], settings: Settings | None, cost_by_depth: bool, keep_tiles: bool = True
     ) -> list[tuple[Outcome, tuple[DepthCost, ...]]]:
         settings = settings or self.settings()
         for mpp in {asked.mpp for asked in inputs}:
@@ -238,6 +244,8 @@ class Predictor:
                     opened.append(_Opened(number, image, mpp, time.perf_counter() - begun))
             if opened:
                 outcomes.update(self._predict_open(opened, settings, cost_by_depth))
+            if not keep_tiles:
+                shared_cache().drop({asked.image.token for asked in opened})
         return [outcomes[number] for number in range(len(inputs))]
 
     def explain(
