@@ -1,20 +1,22 @@
 """The same cohort on many machines: Ray's actors classify, this process keeps the results.
 
 Images and results must be reachable under the same paths from every machine. A worker that is lost (killed, out of
-memory, its machine gone) is started again by Ray; its images are done again once, one by one, so that if one of them
+memory, its machine gone) is replaced; its images are done again once, one by one, so that if one of them
 is the reason it alone fails.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
 from pyrtrav.cohort.engine import Done, Engine, classify_batch
 from pyrtrav.errors import ConfigError, WorkerLostError
 from pyrtrav.model_file import LoadedModel
-from pyrtrav.predict import Input, Predictor
+from pyrtrav.predict import Input, Outcome, Predictor
 from pyrtrav.pyramid.source import full_name
 from pyrtrav.selection import Settings
 
@@ -47,6 +49,15 @@ class Worker:
         return classify_batch(self.predictor, settings, batch)
 
 
+class _Task(NamedTuple):
+    """Images that a worker classifies."""
+
+    worker: int
+    batch: Sequence[Input]
+    again: bool
+    """Whether a worker was lost with them before."""
+
+
 class RayEngine(Engine):
     """Actors, one a GPU or else one a core."""
 
@@ -65,63 +76,105 @@ class RayEngine(Engine):
             ConfigError: the extra ``ray`` is missing, no cluster is at the address, or its workers do not start.
         """
         self._ray = ray = _import_ray()
-        self.predictor, self.settings = predictor, settings
+        self.predictor, self.settings, self._device = predictor, settings, device
+        self._workers: dict[int, Any] = {}
+        self._starting: dict[Any, int] = {}
+        """By the first question to it, the number of a worker that is not there yet."""
+        self._queue: deque[tuple[Sequence[Input], bool]] = deque()
+        self._tasks: dict[Any, _Task] = {}
+        self._numbers = count()
         self._ours = _connect(ray, address, workers)
         try:
-            gpus = int(ray.cluster_resources().get("GPU", 0)) if device != "cpu" else 0
-            count = workers or gpus or int(ray.cluster_resources().get("CPU", 1))
-            actor = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1, max_concurrency=BATCHES_AT_ONCE)(
-                Worker
-            )
-            model = ray.put(predictor.loaded)
-            self.actors = [actor.remote(model, device, predictor.isolate, predictor.max_seconds) for _ in range(count)]
-            # Resume keys hold the device on which images are classified, not this process's.
-            predictor.device_type = ray.get([one.device_type.remote() for one in self.actors])[0]
-        except Exception as error:
+            there = ray.cluster_resources()
+            self._gpus = int(there.get("GPU", 0)) if device != "cpu" else 0
+            wanted = workers or self._gpus or int(there.get("CPU", 1))
+            self.room = wanted * BATCHES_AT_ONCE
+            self._model = ray.put(predictor.loaded)
+            for _ in range(wanted):
+                self._start()
+            while len(self._starting) == wanted:
+                self._wait()
+        except BaseException:
             self.close()
-            if isinstance(error, ray.exceptions.RayError):
-                raise ConfigError(f"Ray's workers do not start: {_first_line(error)}") from error
             raise
-        self.room = count * BATCHES_AT_ONCE
-        self._batches: dict[Any, tuple[int, Sequence[Input], bool]] = {}
-        """By task: whose it is, its images, and whether a worker was lost with them before."""
+
+    def _start(self) -> None:
+        kind = self._ray.remote(num_cpus=1, num_gpus=1 if self._gpus else 0, max_concurrency=BATCHES_AT_ONCE)(Worker)
+        number, predictor = next(self._numbers), self.predictor
+        self._workers[number] = kind.remote(self._model, self._device, predictor.isolate, predictor.max_seconds)
+        self._starting[self._workers[number].device_type.remote()] = number
 
     @property
     def waiting(self) -> int:
-        return len(self._batches)
+        return len(self._queue) + len(self._tasks)
 
     def put(self, batch: Sequence[Input]) -> None:
         # Workers run in folders of their own.
-        self._begin([Input(full_name(image.path), image.mpp) for image in batch], again=False)
+        self._queue.append(([Input(full_name(image.path), image.mpp) for image in batch], False))
+        self._hand_out()
 
-    def _begin(self, batch: Sequence[Input], *, again: bool) -> None:
-        loads = [0] * len(self.actors)
-        for number, _, _ in self._batches.values():
-            loads[number] += 1
-        number = loads.index(min(loads))
-        task = self.actors[number].classify.remote(self.settings, batch)
-        self._batches[task] = number, batch, again
+    def _hand_out(self) -> None:
+        """Give what waits to the workers that are there and have least to do."""
+        while self._queue:
+            loads = dict.fromkeys(self._workers.keys() - set(self._starting.values()), 0)
+            for task in self._tasks.values():
+                if task.worker in loads:
+                    loads[task.worker] += 1
+            if not loads:
+                return
+            number = min(loads, key=loads.__getitem__)
+            batch, again = self._queue.popleft()
+            self._tasks[self._workers[number].classify.remote(self.settings, batch)] = _Task(number, batch, again)
 
     def next(self) -> Done:
-        (task, *_), _ = self._ray.wait(list(self._batches))
-        _, batch, again = self._batches.pop(task)
+        while True:
+            self._hand_out()
+            done = self._wait()
+            if done is not None:
+                return done
+
+    def _wait(self) -> Done | None:
+        """Wait for a worker to be there or a batch to be done."""
+        if not self._tasks and not self._starting:
+            raise WorkerLostError("Ray has no workers left; look at its cluster, and go on with --resume")
+        (ready, *_), _ = self._ray.wait([*self._tasks, *self._starting])
+        if ready in self._starting:
+            self._welcome(ready)
+            return None
+        task = self._tasks.pop(ready)
         try:
-            done: Done = self._ray.get(task)
+            done: Done = self._ray.get(ready)
         except self._ray.exceptions.RayError as error:
-            if again:
-                return [(image, self._lost(image, error)) for image in batch]
-            for image in batch:
-                self._begin([image], again=True)
-            return []
+            return self._redo(task, error)
         return done
 
-    def _lost(self, image: Input, error: Exception) -> Any:
+    def _welcome(self, ready: Any) -> None:
+        number = self._starting.pop(ready)
+        try:
+            # Resume keys hold the device on which images are classified, not this process's.
+            self.predictor.device_type = self._ray.get(ready)
+        except self._ray.exceptions.RayError as error:
+            del self._workers[number]
+            if not self._workers:
+                raise ConfigError(f"Ray's workers do not start: {_first_line(error)}") from error
+
+    def _redo(self, task: _Task, error: Exception) -> Done:
+        """Images of a worker that was lost: another takes its place."""
+        if self._workers.pop(task.worker, None) is not None:
+            self._start()
+        if task.again:
+            return [(image, self._lost(image, error)) for image in task.batch]
+        self._queue.extend(([image], True) for image in task.batch)
+        return []
+
+    def _lost(self, image: Input, error: Exception) -> Outcome:
         reason = f"{image.path}: the worker that classified it was lost, and so was the next one: {_first_line(error)}"
         return self.predictor.failed(image, self.settings, WorkerLostError(reason))
 
     def close(self) -> None:
-        for actor in getattr(self, "actors", ()):
+        for actor in self._workers.values():
             self._ray.kill(actor)
+        self._workers = {}
         if self._ours:
             self._ray.shutdown()
 

@@ -33,11 +33,11 @@ def flatten(record: Record, prefix: str = "") -> dict[str, Any]:
 def write_csv(records: Records, path: Path) -> None:
     """Write every record as a row; the columns are those of all of them."""
     columns = list(dict.fromkeys(name for record in records() for name in flatten(record)))
-    with written_whole(path) as beside:
-        with beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(map(flatten, records()))
+    options: Any = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+    with written_whole(path) as beside, beside.open("w", **options) as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(map(flatten, records()))
 
 
 def write_parquet(records: Records, path: Path) -> None:
