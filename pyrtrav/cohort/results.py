@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from pyrtrav.cohort.lock import WriterLock
 from pyrtrav.cohort.tables import require_arrow, write_csv, write_parquet
 from pyrtrav.errors import ConfigError, TreeError
 from pyrtrav.files import append_line, written_whole
+from pyrtrav.lock import WriterLock
 from pyrtrav.predict import Input, Predictor
 from pyrtrav.pyramid.source import full_name, short_name
 from pyrtrav.selection import Settings
