@@ -213,6 +213,16 @@ def test_a_crash_and_a_hang_cost_one_image_each(
     assert "2 of 5 images failed" in done.err
 
 
+@pytest.mark.timeout(60)
+def test_a_named_pipe_is_a_failed_image(run: partial[Done], tmp_path: Path) -> None:
+    """It is not waited for, neither as an image nor for its fingerprint."""
+    os.mkfifo(tmp_path / "pipe.svs")
+    done = run("classify", tmp_path / "pipe.svs", SLIDE, "--out", tmp_path / "results.jsonl")
+    assert done.code == 1
+    assert "pipe.svs: is a pipe" in done.err
+    assert [record["status"] for record in records_of(tmp_path / "results.jsonl")] == ["error", "ok"]
+
+
 # What is kept.
 
 
