@@ -8,6 +8,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,17 @@ LEVELS = 3
 Pixels = NDArray[np.uint8]
 
 
+MOTIFS = 40
+
+
 def picture(number: int) -> Pixels:
-    """Blots on glass, others for every number."""
+    """Blots on glass, others, or elsewhere, for every number."""
+    turn, motif = divmod(number, MOTIFS)
+    return np.roll(_motif(motif), (turn * 37 % SIDE, turn * 59 % SIDE), (0, 1))
+
+
+@cache
+def _motif(number: int) -> Pixels:
     random = np.random.default_rng(number)
     coarse = random.integers(60, 255, (12, 12, 3), np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.int16)

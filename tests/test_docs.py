@@ -90,3 +90,12 @@ def test_links_lead_to_a_heading(page: Path) -> None:
             headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in slugs, f"{target}#{anchor}"
+
+
+def test_every_option_for_many_images_is_documented() -> None:
+    command: Any = typer.main.get_command(app)
+    options = command.commands["classify"].params
+    flags = {flag for option in options for flag in option.opts if flag.startswith("--")}
+    looking = {"--model", "--select", "--tau", "--k", "--budget", "--depth", "--seed", "--mpp", "--device"}
+    table = re.findall(r"^\| `(--[\w-]+)", section("cohort.md", "Options"), re.MULTILINE)
+    assert set(table) == flags - looking - {"--json", "--quiet", "--help"}
