@@ -50,6 +50,12 @@ class TestIsolatedSlide(SlideOnTiff):
     def open_it(self, sample: Sample) -> Callable[..., Pyramid]:
         return lambda path=sample.path, **options: open_pyramid(path, backend="slide", isolate="auto", **options)
 
+    def test_reads_after_a_fork_on_both_sides(
+        self, sample: Sample, open_it: Callable[..., Pyramid], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PYRTRAV_THREADS", "1")  # each child starts readers of its own
+        super().test_reads_after_a_fork_on_both_sides(sample, open_it)
+
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.name)
 def test_every_format_is_read_alike(image: Path) -> None:
