@@ -183,6 +183,10 @@ def killed(table: Path, work: Path, kills: int, seconds: float, seed: int) -> tu
         process = subprocess.Popen(
             command([table], out, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+        # Counted from when it begins to write, or most would hit a process that still loads its libraries.
+        before = lines_in(out)
+        while process.poll() is None and lines_in(out) == before:
+            time.sleep(0.01)
         time.sleep(draw.uniform(0, 2 * seconds / kills))
         process.kill()
         process.wait()

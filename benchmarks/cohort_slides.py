@@ -44,9 +44,7 @@ def _motif(number: int) -> Pixels:
 
 
 def halved(pixels: Pixels, times: int) -> Pixels:
-    side = SIDE >> times
-    mean: Pixels = pixels.reshape(side, 1 << times, side, 1 << times, 3).mean((1, 3)).astype(np.uint8)
-    return mean
+    return np.asarray(Image.fromarray(pixels).reduce(1 << times))
 
 
 def _pyramid(path: Path, pixels: Pixels, *, sub: bool = False, **options: Any) -> None:
@@ -81,7 +79,7 @@ def write_deep(path: Path, pixels: Pixels) -> None:
 
 
 def write_flat(path: Path, pixels: Pixels) -> None:
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(pixels).save(path, compress_level=1)
 
 
 def write_zarr(path: Path, pixels: Pixels) -> None:
