@@ -17,7 +17,7 @@ from pyrtrav.ledger import DepthCost, cost_of, costs_by_depth, pixel_rule
 from pyrtrav.methods import find_method
 from pyrtrav.model_file import LoadedModel, ModelCard, load_model
 from pyrtrav.pyramid import Pyramid, open_pyramid
-from pyrtrav.pyramid.base import shared_cache
+from pyrtrav.pyramid.base import forget_tiles
 from pyrtrav.pyramid.costs import check_glance
 from pyrtrav.pyramid.inspect import fingerprint
 from pyrtrav.pyramid.open import check_mpp
@@ -245,7 +245,7 @@ class Predictor:
             if opened:
                 outcomes.update(self._predict_open(opened, settings, cost_by_depth))
             if not keep_tiles:
-                shared_cache().drop({asked.image.token for asked in opened})
+                forget_tiles([asked.image for asked in opened])
         return [outcomes[number] for number in range(len(inputs))]
 
     def explain(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count as numbers
 from threading import RLock
@@ -62,6 +62,13 @@ if hasattr(os, "register_at_fork"):
 def shared_cache() -> TileCache[Tile]:
     """The process's cache of decoded tiles, shared by all open pyramids."""
     return _CACHE
+
+
+def forget_tiles(pyramids: Collection[Pyramid]) -> None:
+    """Keep nothing of images that will not be read again."""
+    _CACHE.drop({pyramid.token for pyramid in pyramids})
+    for pyramid in pyramids:
+        _TOKENS.pop(pyramid._named, None)
 
 
 class Pyramid(ABC):
