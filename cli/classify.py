@@ -1,6 +1,7 @@
 """``pyrtrav classify``: many images, a record each."""
 
 import json
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +11,17 @@ from rich.markup import escape
 from pyrtrav.cli import options as o
 from pyrtrav.cli.render import note, progress, size, stderr, stdout, table, warn
 
+ROWS = 100
+"""Of the printed table: beyond that nobody reads it, and memory is not to grow with the number of images."""
+
+_COHORT = "Many images"
+
 
 def classify(
-    images: Annotated[list[str], typer.Argument(help="Images, folders of images, or URLs.", show_default=False)],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Images, folders, quoted patterns (** too), tables or URLs.", show_default=False),
+    ],
     model: o.Model = None,
     select: o.Select = None,
     tau: o.Tau = None,
@@ -30,6 +39,29 @@ def classify(
     resume: Annotated[
         bool, typer.Option("--resume", help="Skip what --out holds already; try failures again.")
     ] = False,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(help="For opening and reading an image; beyond it has failed.", rich_help_panel=_COHORT),
+    ] = None,
+    isolate: Annotated[
+        str,
+        typer.Option(
+            help="Decode in a process that may crash: auto (OpenSlide's formats), always or never.",
+            metavar="NAME",
+            rich_help_panel=_COHORT,
+        ),
+    ] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="local, or ray (many machines).", metavar="NAME", rich_help_panel=_COHORT)
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of a running Ray cluster; default: one of its own.", rich_help_panel=_COHORT),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of Ray; default: one a GPU, or else one a core.", rich_help_panel=_COHORT),
+    ] = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -40,33 +72,52 @@ def classify(
     from pyrtrav import cohort
     from pyrtrav.predict import Predictor
 
-    predictor = Predictor(model, device=device)
-    settings = predictor.settings(select=select, tau=tau, k=k, budget=budget, depth=depth, seed=seed)
-    paths, others = cohort.find_images(images)
-    if others:
-        named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        warn(f"{len(others)} files in the folders are no images that can be opened, and are left out: {named}")
-    results = cohort.ResultFile(out, resume=resume) if out is not None else None
-    if model is None:
-        note(f"model: {predictor.name}", quiet)
-    records = []
-    with progress(quiet) as bar:
-        task = bar.add_task("classifying", total=len(paths))
-        for record in cohort.classify(predictor, paths, settings, mpp=mpp, out=results, save_trees=save_trees):
-            records.append(record)
-            if as_json:
-                typer.echo(json.dumps(record))
-            bar.advance(task)
-    if results is not None:
-        results.finish()
-    if not as_json:
-        stdout.print(
-            table(
-                ("image", "label", "prob", "looks", "tiles", "of", "read", "seconds"),
-                map(_row, records),
+    summary, rows = cohort.Summary(), []
+    try:
+        with cohort.stopped_by_signals(), ExitStack() as stack:
+            predictor = Predictor(
+                model, device="cpu" if engine == "ray" else device, isolate=isolate, max_seconds=max_seconds
             )
-        )
-    _report(records, quiet)
+            settings = predictor.settings(select=select, tau=tau, k=k, budget=budget, depth=depth, seed=seed)
+            paths, others = cohort.find_images(images, mpp=mpp)
+            if others:
+                named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+                warn(f"{len(others)} files in the folders are no images that can be opened, and are left out: {named}")
+            results = stack.enter_context(cohort.ResultFile(out, resume=resume)) if out is not None else None
+            if model is None:
+                note(f"model: {predictor.name}", quiet)
+            who = cohort.make_engine(
+                engine,
+                predictor,
+                settings,
+                contributions=save_trees is not None,
+                device=device,
+                address=address,
+                workers=workers,
+            )
+            records = stack.enter_context(
+                closing(cohort.classify(predictor, paths, settings, out=results, save_trees=save_trees, engine=who))
+            )
+            bar = stack.enter_context(progress(quiet))
+            task = bar.add_task("classifying", total=len(paths))
+            for record in records:
+                summary.add(record)
+                if as_json:
+                    typer.echo(json.dumps(record))
+                elif len(rows) < ROWS:
+                    rows.append(_row(record))
+                bar.advance(task)
+            if results is not None:
+                results.finish()
+    except cohort.Stopped as stopped:
+        go_on = f"kept in {out}; go on with the same command and --resume" if out else "not kept: there is no --out"
+        warn(f"stopped by {stopped}: {summary.images:,} images are done and {go_on}")
+        raise typer.Exit(stopped.exit_code) from None
+    if not as_json:
+        stdout.print(table(("image", "label", "prob", "looks", "tiles", "of", "read", "seconds"), rows))
+        if summary.images > len(rows):
+            note(f"and {summary.images - len(rows):,} more{f', which are in {out}' if out else ''}", quiet)
+    _report(summary, quiet)
 
 
 def _row(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -85,13 +136,13 @@ def _row(record: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _report(records: list[dict[str, Any]], quiet: bool) -> None:
-    for record in records:
-        for warning in record.get("warnings", ()):
-            warn(f"{record['image']}: {warning}")
-    failed = [record for record in records if record["status"] != "ok"]
-    for record in failed:
-        stderr.print(f"[bold red]failed:[/] {escape(record['error']['message'])}", highlight=False, soft_wrap=True)
-    if failed:
-        note(f"{len(failed)} of {len(records)} images failed", quiet)
+def _report(summary: Any, quiet: bool) -> None:
+    for text in summary.warnings:
+        warn(text)
+    for text in summary.notes:
+        note(text, quiet)
+    for message in summary.failures:
+        stderr.print(f"[bold red]failed:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    if summary.failures:
+        note(f"{len(summary.failures)} of {summary.images} images failed", quiet)
         raise typer.Exit(1)

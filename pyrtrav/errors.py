@@ -6,6 +6,8 @@
         CorruptImageError      (OSError)      opened, but tags or pixels cannot be read: file, level, column, row
           ImageChangedError                   the file is not the one that was opened
         RegionError            (ValueError)   a region that cannot be read
+        TimeLimitError                        opening and reading took longer than was allowed
+      WorkerLostError                         the process that was to classify the image ended twice
       ConfigError   (ValueError)              an unknown or impossible option; suggests the nearest name
       DatasetError  (ValueError)              training data that cannot be used; names file and line
       ModelFileError (ValueError)             not ours, wrong version, or does not fit the method
@@ -76,6 +78,14 @@ class ImageChangedError(CorruptImageError):
 
 class RegionError(PyramidError, ValueError):
     """A region that cannot be read, such as one without area."""
+
+
+class TimeLimitError(PyramidError):
+    """Opening and reading an image took longer than was allowed."""
+
+
+class WorkerLostError(PyrtravError):
+    """The process that was to classify an image ended, and so did the next one."""
 
 
 class ConfigError(PyrtravError, ValueError):

@@ -61,9 +61,10 @@ def costs_by_depth(tree: ParseTree, image: Pyramid, macs: Sequence[int]) -> tupl
 
 
 def pixel_rule(image: Pyramid) -> dict[str, Any]:
-    """Return how the file's samples became the model's pixels."""
+    """Return how the file's samples became the model's pixels, and how large those of level 0 are."""
     rule = image.pixel_rule
     return {
+        "mpp": image.mpp,
         "backend": image.backend,
         "channels": rule.channels,
         "chosen": list(rule.chosen) if rule.chosen else None,

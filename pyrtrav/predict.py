@@ -3,9 +3,10 @@
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from threading import Event
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +18,27 @@ from pyrtrav.ledger import DepthCost, cost_of, costs_by_depth, pixel_rule
 from pyrtrav.methods import find_method
 from pyrtrav.model_file import LoadedModel, ModelCard, load_model
 from pyrtrav.pyramid import Pyramid, open_pyramid
+from pyrtrav.pyramid.base import forget_tiles
 from pyrtrav.pyramid.costs import check_glance
 from pyrtrav.pyramid.inspect import fingerprint
 from pyrtrav.pyramid.open import check_mpp
 from pyrtrav.pyramid.source import full_name, short_name
+from pyrtrav.pyramid.time_limit import TimeLimit, check_seconds
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
 from pyrtrav.tree import RESULT_SCHEMA, ParseTree, Record
+
+IMAGES_AT_ONCE = 8
+"""Images whose fixations share the encoder's batches. More are hardly faster, and fewer results are lost in a crash."""
+
+
+class Input(NamedTuple):
+    """An image to classify."""
+
+    path: str
+    """Or a URL."""
+    mpp: float | None = None
+    """Micrometres per level-0 pixel, where the file says nothing or something wrong."""
 
 
 class Outcome(NamedTuple):
@@ -32,17 +47,6 @@ class Outcome(NamedTuple):
     record: Record
     tree: ParseTree | None
     error: PyrtravError | None = None
-
-
-class Asked(NamedTuple):
-    """How to look, and what to say of it."""
-
-    settings: Settings
-    mpp: float | None
-    costs: bool = False
-    """What the looks down to each depth cost."""
-    contributions: bool = False
-    """What each look added to the prediction."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -69,6 +73,28 @@ def _devices() -> list[str]:
     return ["auto", "cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
+class Asked(NamedTuple):
+    """How to look, and what to say of it."""
+
+    settings: Settings
+    costs: bool = False
+    """What the looks down to each depth cost."""
+    contributions: bool = False
+    """What each look added to the prediction."""
+    keep_tiles: bool = True
+    """Decoded tiles stay in the cache."""
+
+
+class _Opened(NamedTuple):
+    """An image that is open, and where its result belongs."""
+
+    number: int
+    image: Pyramid
+    mpp: float | None
+    seconds: float
+    """It took to open it."""
+
+
 class Predictor:
     """A model that classifies images by looking only where it matters.
 
@@ -76,10 +102,38 @@ class Predictor:
     >>> outcome.record["prediction"]["label"], outcome.tree.nodes
     """
 
-    def __init__(self, model: str | os.PathLike[str] | LoadedModel | None = None, *, device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | LoadedModel | None = None,
+        *,
+        device: str = "auto",
+        isolate: str = "never",
+        max_seconds: float | None = None,
+    ) -> None:
+        """Load a model file; by default the small sample model.
+
+        Args:
+            device: ``auto`` takes a GPU where there is one.
+            isolate: which images are decoded in a process of their own (see ``open_pyramid``).
+            max_seconds: for opening and reading an image.
+        """
+        check_seconds(max_seconds)
         self.loaded = model if isinstance(model, LoadedModel) else load_model(model)
         self.device = pick_device(device)
         self.model = self.loaded.model.to(self.device).eval()
+        self.isolate, self.max_seconds = isolate, max_seconds
+        self.device_type = self.device.type
+        """What records say; other than ``device`` where others classify for this one."""
+        self._stopped = Event()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Read nothing during the block: what is under way in other threads ends soon, and fails."""
+        self._stopped.set()
+        try:
+            yield
+        finally:
+            self._stopped.clear()
 
     @property
     def card(self) -> ModelCard:
@@ -141,7 +195,14 @@ class Predictor:
     def open(self, path: str | os.PathLike[str], *, mpp: float | None = None) -> Pyramid:
         """Open an image with the channels and the window that the model wants."""
         card = self.loaded.card
-        image = open_pyramid(path, mpp=mpp, channels=card.chosen or card.channels, window=card.window)
+        image = open_pyramid(
+            path,
+            mpp=mpp,
+            channels=card.chosen or card.channels,
+            window=card.window,
+            isolate=self.isolate,
+            limit=TimeLimit(self.max_seconds, self._stopped),
+        )
         try:
             check_glance(image, self.model.encoder.base_resolution)
         except PyrtravError:
@@ -162,8 +223,16 @@ class Predictor:
         An image that cannot be opened or read has an error record and no tree; the others are done. With
         ``contributions`` the trees' nodes say what each added to the prediction, for about a tenth more time.
         """
-        asked = Asked(settings or self.settings(), mpp, contributions=contributions)
-        return [outcome for outcome, _ in self._predict(paths, asked)]
+        inputs = [Input(os.fspath(path), mpp) for path in paths]
+        asked = Asked(settings or self.settings(), contributions=contributions)
+        return [outcome for outcome, _ in self._predict(inputs, asked)]
+
+    def predict_inputs(
+        self, inputs: Sequence[Input], settings: Settings | None = None, *, contributions: bool = False
+    ) -> list[Outcome]:
+        """Do the same for images that have an mpp each, and of which no decoded tiles are kept: none comes again."""
+        asked = Asked(settings or self.settings(), contributions=contributions, keep_tiles=False)
+        return [outcome for outcome, _ in self._predict(inputs, asked)]
 
     def predict_with_costs(
         self,
@@ -173,26 +242,28 @@ class Predictor:
         mpp: float | None = None,
     ) -> list[tuple[Outcome, tuple[DepthCost, ...]]]:
         """Do the same, and return for each image what its looks down to each depth cost; nothing where it failed."""
-        return self._predict(paths, Asked(settings or self.settings(), mpp, costs=True))
+        asked = Asked(settings or self.settings(), costs=True)
+        return self._predict([Input(os.fspath(path), mpp) for path in paths], asked)
 
-    def _predict(
-        self, paths: Sequence[str | os.PathLike[str]], asked: Asked
-    ) -> list[tuple[Outcome, tuple[DepthCost, ...]]]:
-        check_mpp(asked.mpp)
+    def _predict(self, inputs: Sequence[Input], asked: Asked) -> list[tuple[Outcome, tuple[DepthCost, ...]]]:
+        for mpp in {each.mpp for each in inputs}:
+            check_mpp(mpp)
         outcomes: dict[int, tuple[Outcome, tuple[DepthCost, ...]]] = {}
         with ExitStack() as stack:
-            opened: list[tuple[int, Pyramid, float]] = []
-            for number, path in enumerate(paths):
+            opened: list[_Opened] = []
+            for number, (path, mpp) in enumerate(inputs):
                 begun = time.perf_counter()
                 try:
-                    image = stack.enter_context(self.open(path, mpp=asked.mpp))
+                    image = stack.enter_context(self.open(path, mpp=mpp))
                 except PyrtravError as error:
-                    outcomes[number] = self._failed(os.fspath(path), asked, error), ()
+                    outcomes[number] = self.failed(inputs[number], asked.settings, error), ()
                 else:
-                    opened.append((number, image, time.perf_counter() - begun))
+                    opened.append(_Opened(number, image, mpp, time.perf_counter() - begun))
             if opened:
                 outcomes.update(self._predict_open(opened, asked))
-        return [outcomes[number] for number in range(len(paths))]
+            if not asked.keep_tiles:
+                forget_tiles([each.image for each in opened])
+        return [outcomes[number] for number in range(len(inputs))]
 
     def explain(
         self, path: str | os.PathLike[str], settings: Settings | None = None, *, mpp: float | None = None
@@ -209,9 +280,9 @@ class Predictor:
         return outcome.tree
 
     def _predict_open(
-        self, opened: Sequence[tuple[int, Pyramid, float]], asked: Asked
+        self, opened: Sequence["_Opened"], asked: Asked
     ) -> dict[int, tuple[Outcome, tuple[DepthCost, ...]]]:
-        images, settings = [image for _, image, _ in opened], asked.settings
+        images, settings = [each.image for each in opened], asked.settings
         begun = time.perf_counter()
         generators = [torch.Generator().manual_seed(settings.seed) for _ in images]
         with torch.inference_mode():
@@ -225,14 +296,14 @@ class Predictor:
         elapsed = time.perf_counter() - begun
         prefix_macs = [self.model.macs(trace.until(z)) for z in range(max(depths))] if asked.costs else []
         outcomes: dict[int, tuple[Outcome, tuple[DepthCost, ...]]] = {}
-        for i, (number, image, seconds) in enumerate(opened):
+        for i, (number, image, mpp, seconds) in enumerate(opened):
             beliefs = [level[i].tolist() for level in levels[: depths[i] + 1]]
             failed = trace.errors[i] or self._overflow(image, beliefs)
             if failed is not None:
-                outcomes[number] = self._failed(image.path, asked, failed), ()
+                outcomes[number] = self.failed(Input(image.path, mpp), settings, failed), ()
                 continue
             record = {
-                **self.head(image.path, settings, asked.mpp),
+                **self.head(image.path, settings, mpp),
                 "status": "ok",
                 **self._beliefs(beliefs),
                 "cost": cost_of(trace, i, image, macs[i], encoded[i], seconds, elapsed),
@@ -291,14 +362,15 @@ class Predictor:
                 **{name: value for name, value in asdict(settings).items() if name != "encode_batch"},
                 "tau": list(settings.tau) if settings.tau else None,
                 "mpp": mpp,
-                "device": self.device.type,
+                "device": self.device_type,
             },
             "model": {"method": card.method, "encoder": card.encoder.name, "sha256": self.loaded.sha256},
         }
 
-    def _failed(self, path: str, asked: Asked, error: PyrtravError) -> Outcome:
+    def failed(self, asked: Input, settings: Settings, error: PyrtravError) -> Outcome:
+        """Return what becomes of an image that cannot be classified."""
         record = {
-            **self.head(path, asked.settings, asked.mpp),
+            **self.head(asked.path, settings, asked.mpp),
             "status": "error",
             "error": {"type": type(error).__name__, "message": str(error)},
         }
@@ -312,9 +384,11 @@ class Predictor:
             warnings.append(
                 f"the image is so narrow ({image.width} x {image.height}) that the glance shows less than a pixel of it"
             )
-        if self.loaded.card.config.get("finest_mpp") and image.mpp is None:
+        needs_mpp = self.loaded.card.config.get("finest_mpp")
+        if image.mpp is None and (needs_mpp or image.said_mpp):
             said = f" (the file says {image.said_mpp} um)" if image.said_mpp else ""
-            warnings.append(f"the image has no usable mpp{said}, so it is followed down to level 0; give --mpp")
+            so = "so it is followed down to level 0; give --mpp" if needs_mpp else "and this model needs none"
+            warnings.append(f"the image has no usable mpp{said}, {so}")
         return warnings
 
     def _tree(self, trace: Trace, i: int, image: Pyramid, record: Record, depth: int | None) -> ParseTree:

@@ -113,3 +113,12 @@ def test_every_flag_of_explain_is_documented() -> None:
 def test_every_figure_of_a_look_is_documented() -> None:
     found = re.findall(r"^\| ([a-z ]+) \|", section("explain.md", "The figures of a look"), re.MULTILINE)
     assert set(found) - {"figure"} == set(FIGURES.values()) - {"look"}
+
+
+def test_every_option_for_many_images_is_documented() -> None:
+    command: Any = typer.main.get_command(app)
+    options = command.commands["classify"].params
+    flags = {flag for option in options for flag in option.opts if flag.startswith("--")}
+    looking = {"--model", "--select", "--tau", "--k", "--budget", "--depth", "--seed", "--mpp", "--device"}
+    table = re.findall(r"^\| `(--[\w-]+)", section("cohort.md", "Options"), re.MULTILINE)
+    assert set(table) == flags - looking - {"--json", "--quiet", "--help"}

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -348,6 +349,22 @@ class TestTools:
     def test_count_macs_of_known_layers(self):
         layers = nn.Sequential(nn.Conv2d(2, 5, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 3 * 3, 7))
         assert count_macs(layers, torch.rand(1, 2, 7, 7)) == 3 * 3 * 5 * 3 * 3 * 2 + 45 * 7
+
+    def test_count_macs_counts_its_own_thread_only(self):
+        layer, ended = nn.Linear(10, 10), threading.Event()
+        image = torch.rand(3, 10)
+
+        def work():
+            while not ended.is_set():
+                layer(image)
+
+        other = threading.Thread(target=work)
+        other.start()
+        try:
+            assert {count_macs(lambda x: [layer(x) for _ in range(20)], image) for _ in range(50)} == {20 * 300}
+        finally:
+            ended.set()
+            other.join()
 
     def test_count_macs_on_the_meta_device(self):
         encoder = build_encoder("residual").to("meta")

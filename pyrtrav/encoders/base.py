@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -162,10 +163,13 @@ def count_macs(module: Callable[..., object], *inputs: object) -> int:
     """
     if isinstance(module, Encoder) and not module.layers_only:
         return _count_by_torch(module, *inputs)
-    total = 0
+    total, asking = 0, get_ident()
 
     def count(layer: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         nonlocal total
+        # The hook is everybody's: other threads may be classifying.
+        if get_ident() != asking:
+            return
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) and isinstance(output, Tensor):
             # Every output is one weight vector applied.
             total += output.numel() * layer.weight[0].numel()

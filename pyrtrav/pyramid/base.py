@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count as numbers
 from threading import RLock
@@ -39,6 +39,7 @@ from pyrtrav.pyramid.resample import Box
 from pyrtrav.pyramid.source import identity, is_url
 from pyrtrav.pyramid.threads import decode_pool, decode_threads
 from pyrtrav.pyramid.tiles import Key, Level, Patches, RawTile, Tile, plausible_mpp
+from pyrtrav.pyramid.time_limit import TimeLimit
 
 __all__ = ["Key", "Level", "Patches", "Pyramid", "RawTile", "Tile", "shared_cache"]
 
@@ -61,6 +62,13 @@ if hasattr(os, "register_at_fork"):
 def shared_cache() -> TileCache[Tile]:
     """The process's cache of decoded tiles, shared by all open pyramids."""
     return _CACHE
+
+
+def forget_tiles(pyramids: Collection[Pyramid]) -> None:
+    """Keep nothing of images that will not be read again."""
+    _CACHE.drop({pyramid.token for pyramid in pyramids})
+    for pyramid in pyramids:
+        _TOKENS.pop(pyramid._named, None)
 
 
 class Pyramid(ABC):
@@ -88,8 +96,10 @@ class Pyramid(ABC):
         window: Window | None = None,
         shrink: bool = False,
         cache: TileCache[Tile] | None = None,
+        limit: TimeLimit | None = None,
     ) -> None:
         self.path = os.fspath(path)
+        self.limit = limit or TimeLimit()
         self._options: dict[str, Any] = {"mpp": mpp, "channels": channels, "window": window, "shrink": shrink}
         self._cache = _CACHE if cache is None else cache
         self._disk = disk_cache()
@@ -98,7 +108,9 @@ class Pyramid(ABC):
         self.cost = Cost()
         self._distinct: set[Key] = set()
         count, chosen = check_channels(channels)
-        self._open_here()
+        with self.limit.running():
+            self._open_here()
+        self.limit.check(self.path)
         self.cost.tiles_total = self.tiles_total
         white = self._stored_background()
         background = white if count == 3 else tuple(round(float(v)) for v in luma(np.array([white], float))[0])
@@ -108,7 +120,8 @@ class Pyramid(ABC):
         self.pixel_rule = PixelRule(samples, count, chosen, given, background)
         self.pixel_rule.check(self.path)
         if deep and given is None:
-            self.pixel_rule = PixelRule(samples, count, chosen, self._percentile_window(), background)
+            with self.limit.running():
+                self.pixel_rule = PixelRule(samples, count, chosen, self._percentile_window(), background)
         _HANDLES.used(self)
 
     # What a backend writes.
@@ -320,7 +333,7 @@ class Pyramid(ABC):
         shape = len(regions), height, width, self.channels
         if out is not None and (out.shape != shape or out.dtype != np.uint8):
             raise RegionError(f"{self.path}: `out` must be uint8 of shape {shape}, got {out.dtype} of {out.shape}")
-        with self._in_use():
+        with self.limit.running(), self._in_use():
             requests = [self._request(i, region, (width, height)) for i, region in enumerate(regions)]
             patches = Patches(
                 np.empty(shape, np.uint8) if out is None else out,
@@ -410,6 +423,7 @@ class Pyramid(ABC):
 
     def _raw_tile(self, key: Key, shrink: int = 1) -> RawTile | None:
         """Decode one tile and count it."""
+        self.limit.check(self.path)
         try:
             raw = self._decode_tile(*key, shrink)
         except PyramidError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from threading import Lock
 from typing import Generic, Protocol, TypeVar
 
@@ -54,6 +54,12 @@ class TileCache(Generic[T]):
             while self.nbytes > self.max_bytes:
                 _, dropped = self._tiles.popitem(last=False)
                 self.nbytes -= dropped[1]
+
+    def drop(self, tokens: Container[Hashable]) -> None:
+        """Forget the tiles of some images, by the token with which their keys begin."""
+        with self._lock:
+            for key in [key for key in self._tiles if isinstance(key, tuple) and key[0] in tokens]:
+                self.nbytes -= self._tiles.pop(key)[1]
 
     def clear(self) -> None:
         with self._lock:

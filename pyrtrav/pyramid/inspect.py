@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import struct
 from typing import Any
 
@@ -47,8 +49,11 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 
 
 def _file_digest(path: str) -> bytes:
-    with open(path, "rb") as file:
+    # A named pipe would be waited for.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is no regular file")
         ends = hashlib.sha256(file.read(_END_BYTES))
         file.seek(max(0, status.st_size - _END_BYTES))
         ends.update(file.read(_END_BYTES))

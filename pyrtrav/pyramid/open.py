@@ -10,6 +10,7 @@ from typing import Any
 
 from pyrtrav.errors import ConfigError, PyramidError, UnsupportedFormatError, nearest_name
 from pyrtrav.pyramid.base import Pyramid
+from pyrtrav.pyramid.isolated import isolated_class
 from pyrtrav.pyramid.omezarr import OmeZarrPyramid, is_zarr_folder
 from pyrtrav.pyramid.pixels import Channels, Window
 from pyrtrav.pyramid.raster import RasterPyramid
@@ -19,6 +20,7 @@ from pyrtrav.pyramid.source import is_url
 from pyrtrav.pyramid.striped import StripedTiffPyramid, lacks_levels
 from pyrtrav.pyramid.tiff import TiffPyramid
 from pyrtrav.pyramid.tiff_levels import is_tiff
+from pyrtrav.pyramid.time_limit import TimeLimit
 
 BACKENDS: dict[str, type[Pyramid]] = {
     "tiff": TiffPyramid,
@@ -27,6 +29,11 @@ BACKENDS: dict[str, type[Pyramid]] = {
     "raster": RasterPyramid,
 }
 """Every reader of files, by the name that ``backend=`` takes."""
+
+ISOLATE = ("auto", "always", "never")
+"""Which readers run in a process of their own: those that have been seen to crash on damaged files, all, none."""
+
+_RISKY = {"slide"}
 
 # OpenSlide reads these too, but slower, without SubIFDs, and gives up for good at the first damaged tile.
 _OURS = {"aperio", "generic-tiff", None}
@@ -40,6 +47,8 @@ def open_pyramid(
     channels: Channels | None = None,
     window: Window | None = None,
     shrink: bool = False,
+    isolate: str = "never",
+    limit: TimeLimit | None = None,
 ) -> Pyramid:
     """Return the image as a pyramid; close it, or use it as a context manager.
 
@@ -53,18 +62,24 @@ def open_pyramid(
             level. For reading a whole image at one scale: it saves up to a fifth of the time there, but pixels
             differ by 1 to 4 of 255 in the mean, and a traversal, which comes back to the same tiles at the next
             depth, decodes them twice (docs/reading.md).
+        isolate: which local files are decoded in a process of its own, so that a decoder that crashes or hangs costs
+            this image and not the program: ``auto`` (those that OpenSlide reads), ``always`` or ``never``.
+        limit: how long opening and reading may take.
 
     Raises:
         UnsupportedFormatError: no backend can open it; says what each one said.
         CorruptImageError: its format is known, but it is damaged.
+        TimeLimitError: opening took longer than the limit.
         PyramidError: missing, empty, unreadable, or no regular file.
         ConfigError: an unknown backend, or channels that no model has.
     """
     path = os.fspath(path)
     if backend is not None and backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}{nearest_name(backend, BACKENDS)}")
+    if isolate not in ISOLATE:
+        raise ConfigError(f"unknown way to isolate readers {isolate!r}{nearest_name(isolate, ISOLATE)}")
     check_mpp(mpp)
-    options: dict[str, Any] = {"mpp": mpp, "channels": channels, "window": window, "shrink": shrink}
+    options: dict[str, Any] = {"mpp": mpp, "channels": channels, "window": window, "shrink": shrink, "limit": limit}
     if is_url(path):
         return open_url(path, backend, options)
     head = read_head(path)
@@ -72,7 +87,8 @@ def open_pyramid(
     said = []
     for name in names:
         try:
-            return _open_as(name, path, options)
+            apart = isolate == "always" or (isolate == "auto" and name in _RISKY)
+            return open_as(name, path, options, apart=apart)
         except UnsupportedFormatError as error:
             said.append(f"{name}: {str(error).removeprefix(f'{path}: ')}")
     if _is_text(head):
@@ -80,11 +96,13 @@ def open_pyramid(
     raise UnsupportedFormatError(f"{path}: no reader can open it\n  " + "\n  ".join(said))
 
 
-def _open_as(name: str, path: str, options: dict[str, Any]) -> Pyramid:
-    pyramid = BACKENDS[name](path, **options)
+def open_as(name: str, path: str, options: dict[str, Any], *, apart: bool = False) -> Pyramid:
+    """Open a file with the backend of that name; ``apart``: it is decoded in a process of its own."""
+    kind = BACKENDS[name]
+    pyramid = (isolated_class(kind) if apart else kind)(path, **options)
     if isinstance(pyramid, TiffPyramid) and lacks_levels(pyramid):
         pyramid.close()
-        return StripedTiffPyramid(path, **options)
+        return (isolated_class(StripedTiffPyramid) if apart else StripedTiffPyramid)(path, **options)
     return pyramid
 
 

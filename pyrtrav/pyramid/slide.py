@@ -34,11 +34,8 @@ class SlidePyramid(Pyramid):
     backend: ClassVar[str] = "slide"
 
     def _open(self) -> None:
-        _refuse_giant_tiles(self.path)
         self._slide: openslide.OpenSlide | None = None
-        slide = self._handle()
-        self.properties = dict(slide.properties)
-        sizes = slide.level_dimensions
+        self.properties, sizes = self.header()
         if not sizes or min(min(size) for size in sizes) < 1:
             raise CorruptImageError(self.path, f"impossible level sizes: {sizes}")
         width, height = sizes[0]
@@ -49,6 +46,12 @@ class SlidePyramid(Pyramid):
         self.bounds = self._bounds(width, height)
         # OpenSlide's image is premultiplied; its Python side divides by alpha.
         self.samples = Samples(3, np.dtype(np.uint8), "straight")
+
+    def header(self) -> tuple[dict[str, str], list[tuple[int, int]]]:
+        """Return what OpenSlide says of the file: its properties, and width and height of every level."""
+        _refuse_giant_tiles(self.path)
+        slide = self._handle()
+        return dict(slide.properties), [(int(width), int(height)) for width, height in slide.level_dimensions]
 
     def _tile_size(self, level: int) -> tuple[int, int]:
         try:

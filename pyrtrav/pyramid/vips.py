@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from pyrtrav.errors import CorruptImageError, PyramidError, UnsupportedFormatError
+from pyrtrav.pyramid.child import end_with_parent
 from pyrtrav.pyramid.flat import Header, check_memory, check_size, decode_whole, read_header
 from pyrtrav.pyramid.limits import max_pixels
 from pyrtrav.pyramid.pixels import Samples, to_uint8
@@ -358,7 +358,7 @@ class _Progress:
 
 def main(source: str, out: str, compare: str = "") -> int:
     """Convert; on failure print kind and reason as JSON and return 1. Ends when standard input does."""
-    Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+    end_with_parent()
     try:
         write_pyramid(source, out, compare=bool(compare), report=_Progress())
     except CorruptImageError as error:

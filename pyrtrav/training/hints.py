@@ -24,8 +24,8 @@ from pyrtrav.errors import ConfigError, DatasetError, nearest_name
 from pyrtrav.geometry import Region
 from pyrtrav.methods import Method
 from pyrtrav.pyramid import Pyramid
+from pyrtrav.tables import csv_lines
 from pyrtrav.training.data import Dataset
-from pyrtrav.training.manifest import csv_lines
 
 COLUMNS = ("path", "left", "top", "right", "bottom")
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from pyrtrav.errors import DatasetError
 from pyrtrav.pyramid.inspect import claims, companions
-from pyrtrav.training.manifest import SPLITS, Row, is_table, read_table, relative_key
+from pyrtrav.tables import is_table
+from pyrtrav.training.manifest import SPLITS, Row, read_table, relative_key
 
 _NAMED = 5
 """How many files a warning names before it only counts."""

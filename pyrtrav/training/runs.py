@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrtrav.cohort import IMAGES_AT_ONCE
 from pyrtrav.errors import PyrtravError
-from pyrtrav.predict import Outcome, Predictor
+from pyrtrav.predict import IMAGES_AT_ONCE, Outcome, Predictor
 from pyrtrav.pyramid.base import shared_cache
 from pyrtrav.selection import Settings
 from pyrtrav.training.data import Example

@@ -1,0 +1,163 @@
+"""The results file: a record a line, appended as they come, from which a run is resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from pyrtrav.cohort.tables import require_arrow, write_csv, write_parquet
+from pyrtrav.errors import ConfigError, TreeError
+from pyrtrav.files import append_line, written_whole
+from pyrtrav.lock import WriterLock
+from pyrtrav.predict import Input, Predictor
+from pyrtrav.pyramid.source import full_name, short_name
+from pyrtrav.selection import Settings
+from pyrtrav.tree import RESULT_SCHEMA, Record, check
+
+FORMATS = (".jsonl", ".csv", ".parquet")
+
+
+def resume_key(record: Record) -> str:
+    """Two runs of the same image, as it is now, with the same settings and model have the same key."""
+    parts = [record["input"]["path"], record["input"]["fingerprint"], record["settings"], record["model"]["sha256"]]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def _question(record: Record) -> bytes:
+    """Which image, whatever it holds now, was looked at how."""
+    return _digest(json.dumps([record["input"]["path"], record["settings"], record["model"]["sha256"]], sort_keys=True))
+
+
+class _Line(NamedTuple):
+    """Where a record stands in the file."""
+
+    start: int
+    key: bytes
+    """Of its resume key."""
+
+
+class ResultFile:
+    """Records by line as they come; CSV and Parquet are made from the lines when they are all there.
+
+    The lines of ``results.csv`` are kept in ``results.csv.jsonl``, from which a run is resumed. No other process can
+    write to the file meanwhile. Of every record only its place is held in memory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
+        """Take the file, which is new or, with ``resume``, holds earlier results; give it back with ``close``.
+
+        Raises:
+            ConfigError: it is there already, or is none of ours, or another process writes to it.
+        """
+        self.path = Path(path)
+        if self.path.suffix not in FORMATS:
+            raise ConfigError(f"{path}: results are written as {', '.join(FORMATS)}")
+        if not self.path.parent.is_dir():
+            raise ConfigError(f"{path}: its folder does not exist; make it first")
+        if self.path.is_dir():
+            raise ConfigError(f"{path}: is a folder; name a file in it")
+        if self.path.suffix == ".parquet":
+            require_arrow()
+        self.lines = self.path if self.path.suffix == ".jsonl" else self.path.with_name(self.path.name + ".jsonl")
+        self._done: dict[bytes, _Line] = {}
+        self._outdated = False
+        self._lock = WriterLock(self.lines)
+        try:
+            if resume and self.lines.exists():
+                self._keep_good_lines()
+            elif self.path.exists() or self.lines.exists():
+                raise ConfigError(f"{path}: exists already; add to it with --resume, or choose another --out")
+        except BaseException:
+            self.close()
+            raise
+
+    def known(self, predictor: Predictor, image: Input, settings: Settings) -> Record | None:
+        """Return the record of an image that was done as it is now, with these settings and this model."""
+        if not self._done:
+            return None
+        head = predictor.head(image.path, settings, image.mpp)
+        line = self._done.get(_question(head))
+        if line is None or line.key != _digest(resume_key(head)):
+            return None
+        with self.lines.open("rb") as file:
+            file.seek(line.start)
+            record: Record = json.loads(file.readline())
+        return record
+
+    def add(self, record: Record) -> None:
+        """Append a record; it is on the disk when this returns."""
+        self._outdated |= _question(record) in self._done
+        append_line(self.lines, json.dumps(record))
+
+    def finish(self) -> None:
+        """Leave out what was replaced because an image had changed, and make the table that was asked for."""
+        if self._outdated:
+            self._keep_good_lines(failed=True)
+        if self.path.suffix == ".csv":
+            write_csv(self._records, self.path)
+        elif self.path.suffix == ".parquet":
+            write_parquet(self._records, self.path)
+
+    def close(self) -> None:
+        """Let others write to the file."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _records(self) -> Iterator[Record]:
+        if self.lines.exists():
+            with self.lines.open("rb") as file:
+                yield from map(json.loads, file)
+
+    def _keep_good_lines(self, failed: bool = False) -> None:
+        """Rewrite the file with the last record of each image and settings, without a torn last line.
+
+        Failures are left out, as they are tried again, unless ``failed``. Line by line: the file may be large.
+        """
+        last: dict[bytes, _Line] = {}
+        for line, record in self._checked_lines():
+            if record["status"] == "ok" or failed:
+                last[_question(record)] = line
+        self._done = {}
+        with written_whole(self.lines) as beside, beside.open("wb") as new, self.lines.open("rb") as old:
+            for question, line in last.items():
+                old.seek(line.start)
+                self._done[question] = _Line(new.tell(), line.key)
+                new.write(old.readline())
+        self._outdated = False
+
+    def _checked_lines(self) -> Iterator[tuple[_Line, Record]]:
+        start = 0
+        with self.lines.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                if not text.endswith(b"\n"):
+                    if not text.startswith(b"{"):
+                        raise ConfigError(f"{self.lines}: is no result file of pyrtrav; choose another --out")
+                    return
+                try:
+                    record = json.loads(text)
+                    check(record, RESULT_SCHEMA, str(self.lines))
+                except (ValueError, RecursionError, TreeError) as error:
+                    raise ConfigError(
+                        f"{self.lines}:{number}: is no result of pyrtrav; choose another --out"
+                    ) from error
+                yield _Line(start, _digest(resume_key(record))), record
+                start += len(text)
+
+
+def tree_path(folder: str | os.PathLike[str], image: str) -> Path:
+    """Where the tree of an image is saved: its name, and enough of its path's hash to keep equal names apart."""
+    mark = hashlib.sha256(os.fsencode(full_name(image))).hexdigest()[:8]
+    return Path(folder) / f"{short_name(full_name(image))}.{mark}.tree.json"
