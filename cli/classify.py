@@ -36,6 +36,13 @@ def classify(
         typer.Option(help="Write a record for every image: .jsonl (as they come), .csv or .parquet."),
     ] = None,
     save_trees: Annotated[Path | None, typer.Option(help="Folder for the parse tree of every image.")] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for pages of thumbnails with results, kept up to date; begin with index.html.",
+            rich_help_panel=_COHORT,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Skip what --out holds already; try failures again.")
     ] = False,
@@ -98,10 +105,15 @@ def classify(
             records = stack.enter_context(
                 closing(cohort.classify(predictor, paths, settings, out=results, save_trees=save_trees, engine=who))
             )
+            pages = None
+            if index is not None:
+                pages = stack.enter_context(cohort.Index(index, len(paths), trees=save_trees, isolate=isolate))
             bar = stack.enter_context(progress(quiet))
             task = bar.add_task("classifying", total=len(paths))
             for record in records:
                 summary.add(record)
+                if pages is not None:
+                    pages.add(record)
                 if as_json:
                     typer.echo(json.dumps(record))
                 elif len(rows) < ROWS:

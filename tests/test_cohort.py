@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -398,3 +400,26 @@ class NoEngine(LocalEngine):
 def _no_reader_is_left() -> Iterator[None]:
     yield
     isolated.close_readers()
+
+
+def test_an_index_shows_every_image_and_leads_to_its_tree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken <b>.tif"
+    broken.write_bytes(IMAGES[0].read_bytes()[:3000])
+    pages, trees = tmp_path / "pages", tmp_path / "trees"
+    words = ("classify", *IMAGES, broken, "--index", pages, "--save-trees", trees, "--device", "cpu")
+    assert run_program(capsys, monkeypatch, *words).code == 1
+    text = (pages / "index.html").read_text(encoding="utf-8")
+    for image in IMAGES:
+        assert image.name in text
+    assert "broken &lt;b&gt;.tif" in text
+    assert "<b>" not in text
+    links = re.findall(r'(?:href|src)="\./([^"#]+)"', text)
+    found = [(pages / unquote(link)).resolve() for link in links]
+    assert all(path.is_file() for path in found)
+    assert sum(path.suffix == ".jpg" for path in found) == len(IMAGES)
+    assert {path for path in found if path.suffix == ".json"} == set(trees.resolve().glob("*.json"))
+    for path in trees.glob("*.json"):
+        nodes = ParseTree.load(path).nodes
+        assert all(node.contribution is not None for node in nodes[1:])

@@ -1,6 +1,7 @@
 """Many images: what to classify, results appended as they come, one failure never the end of a run."""
 
 from pyrtrav.cohort.engines import make_engine
+from pyrtrav.cohort.index import Index
 from pyrtrav.cohort.inputs import find_images
 from pyrtrav.cohort.results import ResultFile, resume_key, tree_path
 from pyrtrav.cohort.run import classify
@@ -8,6 +9,7 @@ from pyrtrav.cohort.stopping import Stopped, stopped_by_signals
 from pyrtrav.cohort.summary import Summary
 
 __all__ = [
+    "Index",
     "ResultFile",
     "Stopped",
     "Summary",

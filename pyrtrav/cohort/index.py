@@ -1,0 +1,71 @@
+"""A cohort's index of thumbnails, kept up to date while images are classified."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pyrtrav.cohort.results import tree_path
+from pyrtrav.errors import PyrtravError
+from pyrtrav.explain.gallery import Entry, save_thumbnail, write_index
+from pyrtrav.files import make_folder
+from pyrtrav.pyramid import open_pyramid
+from pyrtrav.tree import Record
+
+EVERY_SECONDS = 10.0
+"""Between two writings of the pages."""
+
+
+class Index:
+    """Pages in a folder, with an entry for every record that it is given; whole at the end, however that comes."""
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        total: int,
+        *,
+        trees: str | os.PathLike[str] | None = None,
+        isolate: str = "auto",
+    ) -> None:
+        """Begin an index of ``total`` images, whose thumbnails are read as ``isolate`` says.
+
+        ``trees`` is the folder of their parse trees, where they are saved; entries lead there.
+
+        Raises:
+            ConfigError: the folder cannot be made.
+        """
+        self.folder, self.total, self.trees, self.isolate = make_folder(folder), total, trees, isolate
+        self._entries: list[Entry] = []
+        self._written = 0.0
+
+    def add(self, record: Record) -> None:
+        """Add an image; its thumbnail is read."""
+        links = {}
+        if self.trees is not None and record["status"] == "ok":
+            links["tree"] = tree_path(self.trees, record["input"]["path"])
+        self._entries.append(Entry.of(record, thumbnail=self._thumbnail(record), links=links))
+        if time.monotonic() > self._written + EVERY_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write the pages as they are now."""
+        write_index(self.folder, self._entries, total=self.total)
+        self._written = time.monotonic()
+
+    def _thumbnail(self, record: Record) -> Path | None:
+        if record["status"] != "ok":
+            return None
+        try:
+            with open_pyramid(record["input"]["path"], isolate=self.isolate) as image:
+                return save_thumbnail(image, self.folder)
+        except PyrtravError:
+            return None  # its record says all that matters
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.write()
