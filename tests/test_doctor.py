@@ -325,4 +325,4 @@ class TestFiles:
 def test_every_extra_is_told_of() -> None:
     """An extra of the package, but for the tests', is one that the doctor names."""
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    assert set(OPTIONAL.values()) == set(project["project"]["optional-dependencies"]) - {"test"} | {"ray"}
+    assert set(OPTIONAL.values()) == set(project["project"]["optional-dependencies"]) - {"test"}
