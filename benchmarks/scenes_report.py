@@ -12,10 +12,18 @@ import numpy as np
 from benchmarks.scenes_arms import DEEPEST
 from benchmarks.scenes_chance import random_share
 from benchmarks.scenes_data import Scene, pyramid_of
-from pyrtrav.explain.overlay import save_overlay
+from pyrtrav.explain.overlay import draw_overlay
+from pyrtrav.files import written_whole
 from pyrtrav.predict import Predictor
 
 Record = dict[str, Any]
+
+
+INTRODUCTION = """\
+Made by `python -m benchmarks.scenes report`, from the runs of `python -m benchmarks.scenes run`; what the task is and what
+the tables say: [topdown.md](topdown.md#a-real-task). 660 scenes of the German Traffic Sign Detection Benchmark (Houben et
+al., 2013), tested on folds that the training did not see; minutes of training are those of a busy machine.
+"""
 
 
 class Group:
@@ -75,7 +83,7 @@ def markdown(records: Sequence[Record], scenes: Sequence[Scene]) -> str:
     if not records:
         return "No results yet: python -m benchmarks.scenes run\n"
     groups, labels = group(records), sorted({scene.label for scene in scenes})
-    parts = []
+    parts = ["# Street scenes\n", INTRODUCTION]
     for track in dict.fromkeys(found.track for found in groups):
         own = [found for found in groups if found.track == track]
         parts += [f"### Track: {track}\n", _accuracy(own, labels), _recalls(own, labels)]
@@ -171,11 +179,14 @@ def _settings(groups: Sequence[Group]) -> str:
 
 
 def draw_pictures(records: Sequence[Record], work: Path, out: Path) -> list[Path]:
-    """Draw, from the last topdown run, a scene with a sign that was classified rightly and one that was not."""
+    """Draw a scene with a sign that was classified rightly and one that was not: of the last run of topdown with hints.
+
+    Without such a run, of the last one that had labels alone.
+    """
     looking = [record for record in records if record["arm"] == "topdown"]
     if not looking:
         return []
-    record = looking[-1]
+    record = max(enumerate(looking), key=lambda run: (run[1]["track"] == "hints", run[0]))[1]
     with_signs = [row for row in record["rows"] if any(decides for decides, _ in row["signs"])]
     # A label may be right by luck: scenes whose sign was seen come first.
     with_signs.sort(key=lambda row: not any(decides and shown for decides, shown in row["signs"]))
@@ -183,9 +194,9 @@ def draw_pictures(records: Sequence[Record], work: Path, out: Path) -> list[Path
     drawn = []
     for name, wanted in (("right", True), ("wrong", False)):
         for row in [row for row in with_signs if right(row) == wanted][:1]:
-            source, target = pyramid_of(work, row["scene"]), out / f"scenes-{name}.png"
+            source, target = pyramid_of(work, row["scene"]), out / f"scenes-{name}.jpg"
             tree = predictor.explain(source)
-            with predictor.open(source) as pyramid:
-                save_overlay(tree, pyramid, target)
+            with predictor.open(source) as pyramid, written_whole(target) as beside:
+                draw_overlay(tree, pyramid, width=1000).save(beside, format="JPEG", quality=85)
             drawn.append(target)
     return drawn
