@@ -184,8 +184,7 @@ def _mutate_png(data: bytearray, rng: random.Random) -> Mutant:
             data[start + 8 + length : start + 12 + length] = zlib.crc32(data[start + 4 : start + 8 + length]).to_bytes(
                 4
             )
-        # The pixels have a checksum of their own inside, and one over all.
-        return Mutant(f"{action} in {kind!r}", kind == b"IDAT")
+        return Mutant(f"{action} in {kind!r}", kind == b"IDAT" and "mend" not in action)
     if action == "remove":
         del data[start : start + 12 + length]
     elif action == "twice":

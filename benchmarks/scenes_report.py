@@ -20,9 +20,9 @@ Record = dict[str, Any]
 
 
 INTRODUCTION = """\
-Made by `python -m benchmarks.scenes report`, from the runs of `python -m benchmarks.scenes run`; what the task is and what
-the tables say: [topdown.md](topdown.md#a-real-task). 660 scenes of the German Traffic Sign Detection Benchmark (Houben et
-al., 2013), tested on folds that the training did not see; minutes of training are those of a busy machine.
+Made by `python -m benchmarks.scenes report`, from the runs of `python -m benchmarks.scenes run`; what the task is and
+what the tables say: [topdown.md](topdown.md#a-real-task). 660 scenes of the German Traffic Sign Detection Benchmark
+(Houben et al., 2013), tested on folds that the training did not see; minutes of training are those of a busy machine.
 """
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 all done; 1 some images failed, the rest are done and each failure
 import io
 import sys
 import traceback
+import warnings
 from typing import Annotated
 
 import typer
@@ -56,6 +57,8 @@ for command in (
 def main() -> None:
     """Run the program; an error becomes one message and an exit code."""
     debug = "--debug" in sys.argv[1:]
+    # What Pillow thinks of odd tags is no concern of the user's: what cannot be read is an error of ours.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     show_log(quiet=not {"--quiet", "-q"}.isdisjoint(sys.argv[1:]))
     # A file name need not be text; it is printed all the same.
     for stream in (sys.stdout, sys.stderr):

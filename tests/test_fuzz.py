@@ -2,7 +2,10 @@
 
 import json
 import struct
+import subprocess
+import sys
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from PIL import Image
 
 from benchmarks.damaged import in_child
 from benchmarks.damaged_child import read_file
@@ -135,3 +139,20 @@ def test_names_in_a_manifest_name_images_or_nothing(name: str, tmp_path: Path) -
     else:  # a file that is there, but no image
         assert len(dataset.examples) == 6
         assert "passwd" in str(dataset.warnings)
+
+
+def test_other_libraries_do_not_talk_to_the_user(tmp_path: Path) -> None:
+    """Pillow warns of a tag that reaches beyond the end of the file."""
+    path = tmp_path / "odd.tif"
+    tifffile.imwrite(path, np.zeros((8, 8, 3), np.uint8), photometric="rgb", metadata=None, description="x" * 40)
+    with tifffile.TiffFile(path) as tif:
+        tag, strips = (tif.pages.first.tags[name] for name in ("ImageDescription", "StripOffsets"))
+    data = bytearray(path.read_bytes())
+    data[tag.offset + 4 : tag.offset + 8] = struct.pack("<I", 1 << 30)
+    data[strips.offset : strips.offset + 2] = struct.pack("<H", 60000)  # our own reader leaves it to Pillow
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match="Tag data larger than file"), suppress(Exception):
+        Image.open(path).load()
+    call = [sys.executable, "-c", "from pyrtrav.cli import main; main()", "doctor", str(path)]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert "Warning" not in done.stderr

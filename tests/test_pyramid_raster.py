@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -230,3 +231,27 @@ def test_frames_after_the_first_are_left_out(tmp_path: Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:])
     with Image.open(path) as image, open_pyramid(path) as pyramid:
         np.testing.assert_array_equal(whole(pyramid), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_every_flipped_bit_of_a_png_is_found(large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow alone gives other pixels for some of them, without a word."""
+    monkeypatch.setenv("PYRTRAV_CACHE_DIR", str(tmp_path / "cache"))
+    if large:
+        monkeypatch.setenv("PYRTRAV_WHOLE_PIXELS", "100")
+    path = tmp_path / "a.png"
+    Image.fromarray(picture(40, 60)).save(path, compress_level=0)
+    data = path.read_bytes()
+    start = data.index(b"IDAT") + 4
+    length = int.from_bytes(data[start - 8 : start - 4], "big")
+    silent = 0
+    for place in np.linspace(0, length - 1, 4 if large else 60).astype(int).tolist():
+        damaged = bytearray(data)
+        damaged[start + place] ^= 4
+        path.write_bytes(damaged)
+        with suppress(Exception), Image.open(path) as image:
+            image.load()
+            silent += 1
+        with open_pyramid(path) as pyramid, pytest.raises(CorruptImageError, match="checksum"):
+            pyramid.read(pyramid.bounds, (60, 40))
+    assert silent or large

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -234,12 +235,38 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     return value if value in TURNS else 1
 
 
+def check_chunks(path: str) -> None:
+    """Compare the checksums of a PNG, which Pillow does not do for the chunks that hold the pixels.
+
+    Raises:
+        CorruptImageError: one does not match, or the file ends before its last chunk.
+    """
+    with open(path, "rb") as file:
+        file.seek(8)
+        kind = b""
+        while kind != b"IEND":
+            head = file.read(8)
+            left, kind = int.from_bytes(head[:4], "big"), head[4:]
+            checksum = zlib.crc32(kind)
+            while left and (block := file.read(min(left, 1 << 20))):
+                checksum, left = zlib.crc32(block, checksum), left - len(block)
+            said = file.read(4)
+            if left or len(said) < 4:
+                raise CorruptImageError(path, "the file ends before its last chunk", level=0, column=0, row=0)
+            if int.from_bytes(said, "big") != checksum:
+                name = kind.decode("ascii", "replace")
+                reason = f"its chunk {name} is damaged: the checksum does not match"
+                raise CorruptImageError(path, reason, level=0, column=0, row=0)
+
+
 def decode_whole(path: str, header: Header) -> NDArray[Any]:
     """Return the upright image as samples (h, w, n), decoded by Pillow.
 
     Raises:
         CorruptImageError: its pixels cannot be decoded.
     """
+    if header.format == "PNG":
+        check_chunks(path)
     try:
         with open(path, "rb") as file:
             image: Image.Image = identify(file)

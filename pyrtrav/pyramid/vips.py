@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from pyrtrav.errors import CorruptImageError, PyramidError, UnsupportedFormatError
 from pyrtrav.pyramid.child import end_with_parent
-from pyrtrav.pyramid.flat import Header, check_memory, check_size, decode_whole, read_header
+from pyrtrav.pyramid.flat import Header, check_chunks, check_memory, check_size, decode_whole, read_header
 from pyrtrav.pyramid.limits import max_pixels
 from pyrtrav.pyramid.pixels import Samples, to_uint8
 from pyrtrav.pyramid.threads import decode_threads
@@ -216,6 +216,7 @@ def _from_flat(source: str, header: Header, stage: Path) -> Iterator[Any]:
         return
     # Warnings of the JPEG decoder are damaged pixels; those of the PNG decoder are damaged comments.
     if header.format == "PNG":
+        check_chunks(source)
         image = pyvips.Image.pngload(source, access="sequential", fail_on="error", unlimited=True)
     else:
         image = pyvips.Image.jpegload(source, access="sequential", fail_on="warning")
