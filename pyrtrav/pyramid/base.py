@@ -361,15 +361,20 @@ class Pyramid(ABC):
                     tile = without_frames(error)
                 batch.deliver(planned, tile)
 
+        def help_out(left: Iterator[Planned]) -> None:
+            with self.limit.running():
+                work(left)
+
         # Each thread takes the next tile of the file; this one too, so that a busy pool holds nobody up.
         left = iter(run)
-        helpers = [decode_pool().submit(work, left) for _ in range(min(decode_threads(), len(run)) - 1)]
+        helpers = [decode_pool().submit(help_out, left) for _ in range(min(decode_threads(), len(run)) - 1)]
         try:
             work(left)
         finally:
             for helper in helpers:
                 if not helper.cancel():  # one that has not begun has nothing left to do
-                    helper.result()
+                    with self.limit.waiting():
+                        helper.result()
 
     def _request(self, index: int, region: Region, size: tuple[int, int]) -> Request:
         x, y, region_width, region_height = region.as_tuple()
