@@ -8,8 +8,10 @@ import typer
 
 from pyrtrav.cli import options as o
 from pyrtrav.cli.render import note, pairs, size, stdout, warn
+from pyrtrav.stopping import stopped_by_signals
 
 
+@stopped_by_signals()
 def explain(
     image: Annotated[str | None, typer.Argument(help="The image, or its URL.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Write the parse tree here (JSON).")] = None,
