@@ -61,11 +61,11 @@ class Targets:
         named = self.named()
         for kind, name in named.items():
             _CHECKS[kind](name)
-        if self.geojson is None and (self.bounds_origin or self.crs):
+        if self.geojson is None and (self.bounds_origin or self.crs is not None):
             raise ConfigError("--bounds-origin and --crs say how GeoJSON counts; name its file with --geojson")
-        if self.crs and self.bounds_origin:
+        if self.crs is not None and self.bounds_origin:
             raise ConfigError("map coordinates do not count from the bounds: give --crs or --bounds-origin, not both")
-        if self.crs:
+        if self.crs is not None:
             MapCoordinates.of(image, self.crs)
         check_colour(self.colour)
         paths = [Path(name).absolute() for name in named.values()]
@@ -99,7 +99,7 @@ def write(tree: ParseTree, targets: Targets, *, image: Name | None = None) -> di
         if "tree" in beside:
             tree.save(beside["tree"])
         if "geojson" in beside:
-            place = MapCoordinates.of(path, targets.crs) if targets.crs else None
+            place = MapCoordinates.of(path, targets.crs) if targets.crs is not None else None
             save_geojson(tree, beside["geojson"], bounds_origin=targets.bounds_origin, coordinates=place)
         if not beside.keys().isdisjoint({"overlay", "foveated", "page"}):
             with _reopened(tree, path) as pyramid:
