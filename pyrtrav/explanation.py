@@ -69,7 +69,7 @@ class Targets:
             MapCoordinates.of(image, self.crs)
         check_colour(self.colour)
         paths = [Path(name).absolute() for name in named.values()]
-        if len(set(paths)) < len(paths):
+        if len({path.resolve() for path in paths}) < len(paths):
             raise ConfigError("two results would be written to the same file; give each its own name")
         for path in paths:
             _check_place(path, Path(image).resolve())

@@ -92,6 +92,7 @@ def test_what_cannot_be_is_told_before_anything_is_looked_at(
         (["--geojson", tmp_path / "a.geojson", "--crs", "wgs84"], "has no map coordinates"),
         (["--geojson", tmp_path / "a.geojson", "--crs", "utm"], "wgs84"),
         (["--colour", "scores"], "did you mean 'score'"),
+        (["--geojson", tmp_path / "none" / ".." / "a.json"], "written to the same file"),
     ):
         done = run_program(capsys, monkeypatch, *target, *words)
         assert done.code == 2, words
