@@ -100,6 +100,9 @@ def explain(
             note(f"model: {predictor.name}", quiet)
         found = predictor.explain(image, settings, mpp=mpp)
     written = explanation.write(found, targets, image=image)
+    if tree is not None and not explanation.is_as_it_was(found, image):
+        seen = image or found.record["input"]["path"]
+        warn(f"{seen}: is not the image as it was when {tree} was made (other content or time); drawn all the same")
     if as_json:
         typer.echo(json.dumps(found.record))
         return

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyrtrav.errors import ConfigError
+from pyrtrav.errors import ConfigError, PyramidError
 from pyrtrav.explain.foveated import save_foveated
 from pyrtrav.explain.geojson import check_geojson, save_geojson
 from pyrtrav.explain.georeference import MapCoordinates
@@ -19,6 +19,7 @@ from pyrtrav.explain.page import check_page, save_page
 from pyrtrav.files import written_whole
 from pyrtrav.pyramid import open_pyramid
 from pyrtrav.pyramid.base import Pyramid
+from pyrtrav.pyramid.inspect import fingerprint
 from pyrtrav.tree import ParseTree
 
 Name = str | os.PathLike[str]
@@ -78,6 +79,19 @@ class Targets:
 def default_overlay(out: Name) -> Path:
     """Beside the tree, with its name."""
     return Path(out).with_suffix(".png")
+
+
+def is_as_it_was(tree: ParseTree, image: Name | None = None) -> bool:
+    """Whether an image has the content and time of that which was looked at; also where that cannot be told.
+
+    Args:
+        image: the image; by default where the tree says that it was.
+    """
+    source = tree.record["input"]
+    try:
+        return source["fingerprint"] in (None, fingerprint(image or source["path"]))
+    except PyramidError:
+        return True
 
 
 def write(tree: ParseTree, targets: Targets, *, image: Name | None = None) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 from geojson_pydantic import FeatureCollection
 from PIL import Image
 from rasterio.transform import Affine
@@ -134,6 +135,25 @@ def test_options_that_do_not_go_with_a_saved_tree_are_refused(
         assert done.code == 2, words
         assert message in " ".join(done.err.replace("│", " ").split()), (words, done.err)
     assert sorted(saved_tree.parent.iterdir()) == there
+
+
+def test_a_tree_is_drawn_on_another_image_with_a_warning(
+    saved_tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, picture = saved_tree.with_name("a.svs"), saved_tree.with_name("t.png")
+    done = run_program(capsys, monkeypatch, "explain", "--tree", saved_tree)
+    assert (done.code, done.err) == (0, "")
+    pixels = np.zeros((8192, 8192), np.uint8)
+    tifffile.imwrite(saved_tree.with_name("other.tif"), pixels, tile=(512, 512), compression="deflate")
+    for words in ((), (saved_tree.with_name("other.tif"), "--json")):
+        if not words:
+            os.utime(image, (1, 1))
+        picture.unlink()
+        done = run_program(capsys, monkeypatch, "explain", "--tree", saved_tree, *words)
+        assert done.code == 0, done.err
+        assert "is not the image as it was" in done.err
+        assert str(words[0] if words else image) in done.err
+        assert picture.exists()
 
 
 def test_a_saved_tree_is_drawn_with_another_mpp(
