@@ -14,8 +14,9 @@ from rich.markup import escape
 
 from pyrtrav import __version__
 from pyrtrav.cli import classify, convert, doctor, evaluate, explain, info, train
-from pyrtrav.cli.render import show_log, stderr
+from pyrtrav.cli.render import show_log, stderr, warn
 from pyrtrav.errors import PyramidError, PyrtravError
+from pyrtrav.stopping import Stopped
 
 app = typer.Typer(
     name="pyrtrav",
@@ -70,6 +71,9 @@ def main() -> None:
         # The reader of our output left, as in `pyrtrav classify ... | head`.
         sys.stderr.close()
         sys.exit(0)
+    except Stopped as stopped:
+        warn(f"stopped by {stopped}: what was not finished is not kept")
+        sys.exit(stopped.exit_code)
     except PyrtravError as error:
         _fail(str(error), debug)
         sys.exit(1 if isinstance(error, PyramidError) else 2)

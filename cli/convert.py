@@ -7,8 +7,10 @@ import typer
 
 from pyrtrav.cli import options as o
 from pyrtrav.cli.render import shares
+from pyrtrav.stopping import stopped_by_signals
 
 
+@stopped_by_signals()
 def convert(
     image: Annotated[Path, typer.Argument(help="A flat image: PNG, JPEG, striped TIFF, ...", show_default=False)],
     out: Annotated[Path, typer.Argument(help="The pyramid to write: .tif or .ome.zarr.", show_default=False)],

@@ -1,6 +1,8 @@
 """``pyrtrav explain``: what was looked at, as data and as pictures."""
 
 import json
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,9 +10,14 @@ import typer
 
 from pyrtrav.cli import options as o
 from pyrtrav.cli.render import note, pairs, size, stdout, warn
+from pyrtrav.stopping import stopped_by_signals
+
+_LOOK = ("model", "select", "tau", "k", "budget", "depth", "seed", "device")
 
 
+@stopped_by_signals()
 def explain(
+    context: typer.Context,
     image: Annotated[str | None, typer.Argument(help="The image, or its URL.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Write the parse tree here (JSON).")] = None,
     tree: Annotated[
@@ -65,16 +72,23 @@ def explain(
     Example: pyrtrav explain slide.svs --out tree.json --foveated seen.png
     """
     from pyrtrav import explanation
+    from pyrtrav.pyramid.open import check_mpp
     from pyrtrav.tree import ParseTree
 
     if tree is not None:
+        _refuse(context, _LOOK, "says how to look, and --tree draws what was seen; leave one of them out")
         found = ParseTree.load(tree)
+        if mpp is not None:
+            check_mpp(mpp)
+            found = replace(found, mpp=mpp)
         if overlay is None and out is None and not (foveated or html or geojson):
             overlay = explanation.default_overlay(tree)
     elif image is None or out is None:
         raise typer.BadParameter("give an IMAGE and --out tree.json, or --tree tree.json")
     if overlay is None and out is not None:
         overlay = explanation.default_overlay(out)
+    if overlay is None and html is None:
+        _refuse(context, ["colour"], "is of the overlay and the page; ask for one of them with --overlay or --html")
     targets = explanation.Targets(out, overlay, foveated, html, geojson, colour, bounds_origin, crs)
     if tree is None:
         targets.check(image)
@@ -86,6 +100,9 @@ def explain(
             note(f"model: {predictor.name}", quiet)
         found = predictor.explain(image, settings, mpp=mpp)
     written = explanation.write(found, targets, image=image)
+    if tree is not None and not explanation.is_as_it_was(found, image):
+        seen = image or found.record["input"]["path"]
+        warn(f"{seen}: is not the image as it was when {tree} was made (other content or time); drawn all the same")
     if as_json:
         typer.echo(json.dumps(found.record))
         return
@@ -112,3 +129,11 @@ def explain(
             ]
         )
     )
+
+
+def _refuse(context: typer.Context, options: Iterable[str], reason: str) -> None:
+    """Raise BadParameter where one of these options is given, be it with its default."""
+    for name in options:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise typer.BadParameter(f"--{name} {reason}")

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyrtrav.errors import ConfigError
+from pyrtrav.errors import ConfigError, PyramidError
 from pyrtrav.explain.foveated import save_foveated
 from pyrtrav.explain.geojson import check_geojson, save_geojson
 from pyrtrav.explain.georeference import MapCoordinates
@@ -19,6 +19,7 @@ from pyrtrav.explain.page import check_page, save_page
 from pyrtrav.files import written_whole
 from pyrtrav.pyramid import open_pyramid
 from pyrtrav.pyramid.base import Pyramid
+from pyrtrav.pyramid.inspect import fingerprint
 from pyrtrav.tree import ParseTree
 
 Name = str | os.PathLike[str]
@@ -61,15 +62,15 @@ class Targets:
         named = self.named()
         for kind, name in named.items():
             _CHECKS[kind](name)
-        if self.geojson is None and (self.bounds_origin or self.crs):
+        if self.geojson is None and (self.bounds_origin or self.crs is not None):
             raise ConfigError("--bounds-origin and --crs say how GeoJSON counts; name its file with --geojson")
-        if self.crs and self.bounds_origin:
+        if self.crs is not None and self.bounds_origin:
             raise ConfigError("map coordinates do not count from the bounds: give --crs or --bounds-origin, not both")
-        if self.crs:
+        if self.crs is not None:
             MapCoordinates.of(image, self.crs)
         check_colour(self.colour)
         paths = [Path(name).absolute() for name in named.values()]
-        if len(set(paths)) < len(paths):
+        if len({path.resolve() for path in paths}) < len(paths):
             raise ConfigError("two results would be written to the same file; give each its own name")
         for path in paths:
             _check_place(path, Path(image).resolve())
@@ -78,6 +79,19 @@ class Targets:
 def default_overlay(out: Name) -> Path:
     """Beside the tree, with its name."""
     return Path(out).with_suffix(".png")
+
+
+def is_as_it_was(tree: ParseTree, image: Name | None = None) -> bool:
+    """Whether an image has the content and time of that which was looked at; also where that cannot be told.
+
+    Args:
+        image: the image; by default where the tree says that it was.
+    """
+    source = tree.record["input"]
+    try:
+        return source["fingerprint"] in (None, fingerprint(image or source["path"]))
+    except PyramidError:
+        return True
 
 
 def write(tree: ParseTree, targets: Targets, *, image: Name | None = None) -> dict[str, str]:
@@ -99,7 +113,7 @@ def write(tree: ParseTree, targets: Targets, *, image: Name | None = None) -> di
         if "tree" in beside:
             tree.save(beside["tree"])
         if "geojson" in beside:
-            place = MapCoordinates.of(path, targets.crs) if targets.crs else None
+            place = MapCoordinates.of(path, targets.crs) if targets.crs is not None else None
             save_geojson(tree, beside["geojson"], bounds_origin=targets.bounds_origin, coordinates=place)
         if not beside.keys().isdisjoint({"overlay", "foveated", "page"}):
             with _reopened(tree, path) as pyramid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -52,7 +53,7 @@ def folder_written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists():
         raise ConfigError(f"{target}: exists already; remove it, or choose another name")
     try:
-        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix))
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written: {error.strerror or error}") from error
     try:
@@ -68,8 +69,13 @@ def folder_written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 def remove_torn(path: str | os.PathLike[str]) -> None:
     """Remove what processes that were killed left half written beside ``path``; none may be writing to it now."""
     target = Path(path)
-    for torn in target.parent.glob(f".{target.name}.*"):
-        torn.unlink(missing_ok=True)
+    # The names that are made above, and those that begin with them; not those of lock files.
+    name, suffix = glob.escape(target.name), glob.escape(target.suffix)
+    for torn in target.parent.glob(f".{name}.{'[a-z0-9_]' * 8}{suffix}*"):
+        if torn.is_dir():
+            shutil.rmtree(torn, ignore_errors=True)
+        else:
+            torn.unlink(missing_ok=True)
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:

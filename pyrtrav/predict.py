@@ -90,7 +90,8 @@ class _Opened(NamedTuple):
 
     number: int
     image: Pyramid
-    mpp: float | None
+    head: Record
+    """What its record says whatever becomes of it: of the file as it was when it was opened."""
     seconds: float
     """It took to open it."""
 
@@ -258,7 +259,8 @@ class Predictor:
                 except PyrtravError as error:
                     outcomes[number] = self.failed(inputs[number], asked.settings, error), ()
                 else:
-                    opened.append(_Opened(number, image, mpp, time.perf_counter() - begun))
+                    seconds = time.perf_counter() - begun
+                    opened.append(_Opened(number, image, self.head(path, asked.settings, mpp), seconds))
             if opened:
                 outcomes.update(self._predict_open(opened, asked))
             if not asked.keep_tiles:
@@ -296,14 +298,14 @@ class Predictor:
         elapsed = time.perf_counter() - begun
         prefix_macs = [self.model.macs(trace.until(z)) for z in range(max(depths))] if asked.costs else []
         outcomes: dict[int, tuple[Outcome, tuple[DepthCost, ...]]] = {}
-        for i, (number, image, mpp, seconds) in enumerate(opened):
+        for i, (number, image, head, seconds) in enumerate(opened):
             beliefs = [level[i].tolist() for level in levels[: depths[i] + 1]]
-            failed = trace.errors[i] or self._overflow(image, beliefs)
+            failed = trace.errors[i] or _changed(image) or self._overflow(image, beliefs)
             if failed is not None:
-                outcomes[number] = self.failed(Input(image.path, mpp), settings, failed), ()
+                outcomes[number] = _failed(head, failed), ()
                 continue
             record = {
-                **self.head(image.path, settings, mpp),
+                **head,
                 "status": "ok",
                 **self._beliefs(beliefs),
                 "cost": cost_of(trace, i, image, macs[i], encoded[i], seconds, elapsed),
@@ -369,12 +371,7 @@ class Predictor:
 
     def failed(self, asked: Input, settings: Settings, error: PyrtravError) -> Outcome:
         """Return what becomes of an image that cannot be classified."""
-        record = {
-            **self.head(asked.path, settings, asked.mpp),
-            "status": "error",
-            "error": {"type": type(error).__name__, "message": str(error)},
-        }
-        return Outcome(record, None, error)
+        return _failed(self.head(asked.path, settings, asked.mpp), error)
 
     def _warnings(self, image: Pyramid) -> list[str]:
         warnings = []
@@ -407,3 +404,17 @@ class Predictor:
             image.background,
             nodes,
         )
+
+
+def _failed(head: Record, error: PyrtravError) -> Outcome:
+    said = {"type": type(error).__name__, "message": str(error)}
+    return Outcome({**head, "status": "error", "error": said}, None, error)
+
+
+def _changed(image: Pyramid) -> PyrtravError | None:
+    """The error of an image whose file is no longer the one that was opened: its fingerprint would be another's."""
+    try:
+        image.check_unchanged()
+    except PyrtravError as error:
+        return error
+    return None

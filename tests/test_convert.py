@@ -596,22 +596,55 @@ def test_what_was_written_is_compared(tmp_path: Path) -> None:
         _compare(image, samples, str(out), None)
 
 
-@pytest.mark.parametrize("name", ["out.tif", "out.ome.zarr"])
-def test_an_interrupted_conversion_leaves_nothing(name: str, tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (4000, 4000, 3), np.uint8)
-    path = tmp_path / "large.png"
-    Image.fromarray(pixels).save(path, compress_level=1)
-    call = [sys.executable, "-c", "from pyrtrav.cli import main; main()", "convert", str(path), str(tmp_path / name)]
+def converting(path: Path, out: Path) -> subprocess.Popen[str]:
+    """A conversion in another process, which has begun to write."""
+    call = [sys.executable, "-c", "from pyrtrav.cli import main; main()", "convert", str(path), str(out)]
     running = subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 60
-    while not list(tmp_path.glob(f".{name}*")) and time.time() < deadline:
+    while not any(part.is_file() and part.stat().st_size > 100 for part in out.parent.glob(f".{out.name}*")):
+        assert running.poll() is None
+        assert time.time() < deadline
         time.sleep(0.02)
-    time.sleep(0.5)
-    running.send_signal(signal.SIGINT)
+    return running
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """Long enough to be caught at it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4000, 4000, 3), np.uint8)
+    return saved(Image.fromarray(pixels), tmp_path / "large.png", compress_level=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "code"),
+    [("out.tif", signal.SIGINT, 130), ("out.tif", signal.SIGHUP, 129), ("out.ome.zarr", signal.SIGTERM, 143)],
+)
+def test_a_stopped_conversion_leaves_nothing(
+    name: str, number: signal.Signals, code: int, large: Path, tmp_path: Path
+) -> None:
+    running = converting(large, tmp_path / name)
+    running.send_signal(number)
     _, said = running.communicate(timeout=60)
-    assert running.returncode != 0
-    assert "Traceback" not in said
+    assert running.returncode == code
+    assert said == f"warning: stopped by {number.name}: what was not finished is not kept\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["large.png"]
+
+
+@pytest.mark.parametrize("name", ["out.tif", "out.ome.zarr"])
+def test_what_a_killed_conversion_left_is_removed_by_the_next(name: str, large: Path, tmp_path: Path) -> None:
+    running, small = converting(large, tmp_path / name), saved(Image.fromarray(RGB), tmp_path / "a.png")
+    others = {f".{name}.tif.abcd1234.tif", f".{name}.other.lock"}
+    for other in others:
+        (tmp_path / other).touch()
+    parts = set(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=f"process {running.pid}"):
+        convert(small, tmp_path / name)
+    assert parts <= set(tmp_path.iterdir()), "what a living process writes is not touched"
+    running.kill()
+    running.communicate()
+    assert any(part.stat().st_size > 100 for part in tmp_path.glob(f".{name}*")), "it left something"
+    convert(small, tmp_path / name)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"large.png", "a.png", name, *others}
 
 
 def test_what_convert_refuses(tmp_path: Path) -> None:

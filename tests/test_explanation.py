@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 from geojson_pydantic import FeatureCollection
 from PIL import Image
 from rasterio.transform import Affine
 
+from pyrtrav.pyramid import open_pyramid
+from pyrtrav.pyramid.inspect import fingerprint
 from pyrtrav.tree import ParseTree
 from tests.browser import chromium, opened
 from tests.leica import write_leica
 from tests.program import run_program
 from tests.samples import REPOSITORY, SLIDE
+from tests.trees import grown_tree
 
 PICTURE = REPOSITORY / "docs" / "page.png"
 
@@ -88,6 +93,7 @@ def test_what_cannot_be_is_told_before_anything_is_looked_at(
         (["--geojson", tmp_path / "a.geojson", "--crs", "wgs84"], "has no map coordinates"),
         (["--geojson", tmp_path / "a.geojson", "--crs", "utm"], "wgs84"),
         (["--colour", "scores"], "did you mean 'score'"),
+        (["--geojson", tmp_path / "none" / ".." / "a.json"], "written to the same file"),
     ):
         done = run_program(capsys, monkeypatch, *target, *words)
         assert done.code == 2, words
@@ -95,11 +101,72 @@ def test_what_cannot_be_is_told_before_anything_is_looked_at(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def saved_tree(tmp_path: Path) -> Path:
+    """A tree of a copy of the slide, which lies beside it."""
+    image = tmp_path / "a.svs"
+    shutil.copy(SLIDE, image)
+    with open_pyramid(image) as pyramid:
+        tree = grown_tree(pyramid, 2)
+    tree.record["input"] |= {"path": str(image), "fingerprint": fingerprint(image)}
+    tree.save(tmp_path / "t.json")
+    return tmp_path / "t.json"
+
+
+def test_options_that_do_not_go_with_a_saved_tree_are_refused(
+    saved_tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = sorted(saved_tree.parent.iterdir())
+    for words, message in (
+        (["--model", "none.safetensors"], "--model says how to look"),
+        (["--select", "topk"], "--select"),
+        (["--tau", "0.5"], "--tau"),
+        (["--k", "2"], "--k"),
+        (["--budget", "5"], "--budget"),
+        (["--depth", "1"], "--depth"),
+        (["--seed", "0"], "--seed"),
+        (["--device", "auto"], "--device"),
+        (["--mpp", "-1"], "mpp"),
+        (["--geojson", saved_tree.with_name("a.geojson"), "--colour", "score"], "--colour is of the overlay"),
+        (["--geojson", saved_tree.with_name("a.geojson"), "--crs", ""], "wgs84"),
+        (["--crs", ""], "--geojson"),
+    ):
+        done = run_program(capsys, monkeypatch, "explain", "--tree", saved_tree, *words)
+        assert done.code == 2, words
+        assert message in " ".join(done.err.replace("│", " ").split()), (words, done.err)
+    assert sorted(saved_tree.parent.iterdir()) == there
+
+
+def test_a_tree_is_drawn_on_another_image_with_a_warning(
+    saved_tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, picture = saved_tree.with_name("a.svs"), saved_tree.with_name("t.png")
+    done = run_program(capsys, monkeypatch, "explain", "--tree", saved_tree)
+    assert (done.code, done.err) == (0, "")
+    pixels = np.zeros((8192, 8192), np.uint8)
+    tifffile.imwrite(saved_tree.with_name("other.tif"), pixels, tile=(512, 512), compression="deflate")
+    for words in ((), (saved_tree.with_name("other.tif"), "--json")):
+        if not words:
+            os.utime(image, (1, 1))
+        picture.unlink()
+        done = run_program(capsys, monkeypatch, "explain", "--tree", saved_tree, *words)
+        assert done.code == 0, done.err
+        assert "is not the image as it was" in done.err
+        assert str(words[0] if words else image) in done.err
+        assert picture.exists()
+
+
+def test_a_saved_tree_is_drawn_with_another_mpp(
+    saved_tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = saved_tree.with_name("a.geojson")
+    done = run_program(capsys, monkeypatch, "explain", "--tree", saved_tree, "--geojson", target, "--mpp", "7.5")
+    assert done.code == 0, done.err
+    assert '"mpp": 7.5' in target.read_text()
+
+
 def test_redrawing_a_png_is_light(tmp_path: Path) -> None:
     """A tree is drawn without what only other files need."""
-    from pyrtrav.pyramid import open_pyramid
-    from tests.trees import grown_tree
-
     with open_pyramid(SLIDE) as pyramid:
         tree = grown_tree(pyramid, 2)
         tree.record["input"]["path"] = str(SLIDE)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,42 @@ def test_a_hang_ends_with_the_time_limit(tmp_path: Path) -> None:
             with pytest.raises(TimeLimitError, match="more than 3 s"):
                 pyramid.read(WHOLE, (208, 144))
     assert time.monotonic() - begun < 8
+
+
+@pytest.mark.usefixtures("_broken")
+def test_waiting_for_a_reader_is_free_and_a_hang_is_paid_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image holds every reader with tiles that hang, for longer than the others have."""
+    monkeypatch.setenv("PYRTRAV_THREADS", "2")
+    monkeypatch.setattr(isolated, "_READERS", None)
+    hanging, *good = (shutil.copy(SLIDE, tmp_path / f"{name}.svs") for name in ("hang", "a", "b", "c"))
+
+    def read(path: str, seconds: float | None, isolate: str = "always") -> PyramidError | None:
+        with open_pyramid(path, isolate=isolate, limit=TimeLimit(seconds)) as pyramid:
+            return pyramid.read_many([Region(0, 0, 1024, 1024)], 1024).errors[0]
+
+    assert read(str(SLIDE), None, "never") is None  # loads what is compiled, which takes time too
+    with ThreadPoolExecutor(4) as threads:
+        ends = threads.submit(read, hanging, 4)
+        time.sleep(0.5)
+        begun = time.monotonic()
+        done = [threads.submit(read, path, 3) for path in good]
+        assert isinstance(ends.result(), TimeLimitError)
+        assert [one.result() for one in done] == [None] * 3
+        assert time.monotonic() - begun > 3, "they had to wait"
+
+
+@pytest.mark.usefixtures("_broken")
+def test_an_image_that_hung_asks_no_more_whatever_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its other tiles, which wait for a reader meanwhile, do not wait for the end of another hang each."""
+    monkeypatch.setattr(isolated, "PATIENCE_SECONDS", 1.5)
+    monkeypatch.setenv("PYRTRAV_THREADS", "1")
+    monkeypatch.setattr(isolated, "_READERS", None)
+    bad = shutil.copy(SLIDE, tmp_path / "hang.svs")
+    begun = time.monotonic()
+    with open_pyramid(bad, isolate="always") as pyramid, ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(pyramid.read, Region(x, 0, 9, 9), 9) for x in (0, 300, 600, 900)]
+        assert all(isinstance(one.exception(), TimeLimitError) for one in asked)
+    assert time.monotonic() - begun < 3
 
 
 @pytest.mark.usefixtures("_broken")

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "pyrtrav"
 
 FLOORS = [
-    ["errors", "geometry", "cost", "files", "config", "lock", "tables", "tree"],
+    ["errors", "geometry", "cost", "files", "config", "lock", "stopping", "tables", "tree"],
     ["pyramid"],
     ["explain", "explanation", "formats", "doctor"],
     ["ranks", "selection", "trace", "colours", "sampling", "glimpses", "tiling"],

@@ -1,19 +1,23 @@
 """The sample model on the samples: records, trees and costs."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pyrtrav.errors import ConfigError, ModelFileError
+from pyrtrav.errors import ConfigError, ImageChangedError, ModelFileError
 from pyrtrav.model_file import load_model
 from pyrtrav.predict import Predictor
 from pyrtrav.pyramid import open_pyramid
 from pyrtrav.pyramid.base import shared_cache
+from pyrtrav.pyramid.inspect import fingerprint
 from pyrtrav.tree import RESULT_SCHEMA, TREE_SCHEMA, ParseTree, check
 from tests.samples import IMAGES, SLIDE, TISSUE, compared
 
@@ -109,6 +113,28 @@ def test_a_failed_image_leaves_the_others(predictor: Predictor, tmp_path: Path) 
     for record in records:
         check(record, RESULT_SCHEMA, "record")
     assert "missing.tif" in records[2]["error"]["message"]
+
+
+@pytest.mark.parametrize("when", ["never", "before the record"])
+def test_a_record_is_of_the_file_that_was_read(
+    when: str, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody replaces it between the last look and the record: there is no record of content nobody looked at."""
+    path = tmp_path / "a.svs"
+    shutil.copy(SLIDE, path)
+    before = fingerprint(path)
+    believe = type(predictor.model).believe
+
+    def meanwhile(self: object, *args: Any) -> Any:
+        os.utime(path, (1, 1))
+        return believe(self, *args)
+
+    if when != "never":
+        monkeypatch.setattr(type(predictor.model), "believe", meanwhile)
+    outcome = predictor.predict([path, SLIDE], predictor.settings(depth=1))
+    assert outcome[0].record["input"]["fingerprint"] == before
+    assert outcome[1].error is None
+    assert isinstance(outcome[0].error, ImageChangedError) == (when != "never")
 
 
 def test_mpp_is_overruled_visibly(predictor: Predictor) -> None:

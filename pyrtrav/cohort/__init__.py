@@ -5,8 +5,8 @@ from pyrtrav.cohort.index import Index
 from pyrtrav.cohort.inputs import find_images
 from pyrtrav.cohort.results import ResultFile, resume_key, tree_path
 from pyrtrav.cohort.run import classify
-from pyrtrav.cohort.stopping import Stopped, stopped_by_signals
 from pyrtrav.cohort.summary import Summary
+from pyrtrav.stopping import Stopped, stopped_by_signals
 
 __all__ = [
     "Index",

@@ -204,7 +204,7 @@ class Pyramid(ABC):
         with self._lock:
             if self._closed:
                 raise PyramidError(f"{self.path}: the pyramid is closed")
-            self._check_unchanged()
+            self.check_unchanged()
             if self._parked:
                 self._open_here()
             self._readers += 1
@@ -212,14 +212,15 @@ class Pyramid(ABC):
         try:
             yield
             # Some libraries open the file by its name again and again.
-            self._check_unchanged()
+            self.check_unchanged()
         finally:
             with self._lock:
                 self._readers -= 1
                 if self._closed and self._readers == 0:
                     self._close()
 
-    def _check_unchanged(self) -> None:
+    def check_unchanged(self) -> None:
+        """Raise ImageChangedError where the file is not the one that was opened, PyramidError where it is missing."""
         # Every request for a remote file carries the condition that it is the same.
         if not is_url(self.path) and self._file_identity() != self._identity:
             raise ImageChangedError(self.path)
@@ -361,15 +362,20 @@ class Pyramid(ABC):
                     tile = without_frames(error)
                 batch.deliver(planned, tile)
 
+        def help_out(left: Iterator[Planned]) -> None:
+            with self.limit.running():
+                work(left)
+
         # Each thread takes the next tile of the file; this one too, so that a busy pool holds nobody up.
         left = iter(run)
-        helpers = [decode_pool().submit(work, left) for _ in range(min(decode_threads(), len(run)) - 1)]
+        helpers = [decode_pool().submit(help_out, left) for _ in range(min(decode_threads(), len(run)) - 1)]
         try:
             work(left)
         finally:
             for helper in helpers:
                 if not helper.cancel():  # one that has not begun has nothing left to do
-                    helper.result()
+                    with self.limit.waiting():
+                        helper.result()
 
     def _request(self, index: int, region: Region, size: tuple[int, int]) -> Request:
         x, y, region_width, region_height = region.as_tuple()

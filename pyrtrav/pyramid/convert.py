@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from pyrtrav.errors import ConfigError, UnsupportedFormatError
-from pyrtrav.files import folder_written_whole, written_whole
+from pyrtrav.files import folder_written_whole, remove_torn, written_whole
+from pyrtrav.lock import WriterLock
 from pyrtrav.pyramid.open import candidates, read_head
 from pyrtrav.pyramid.source import is_url
 from pyrtrav.pyramid.tiff import TiffPyramid
@@ -28,7 +29,7 @@ def convert(image: str | os.PathLike[str], out: str | os.PathLike[str], *, repor
         report: is told what is being done, and what share of it is done.
 
     Raises:
-        ConfigError: ``out`` is no name of either, is the image itself, or cannot be written.
+        ConfigError: ``out`` is no name of either, is the image itself, or cannot be written now.
         CorruptImageError: the image is damaged.
         UnsupportedFormatError: it is no flat image, too large, or needs too much memory.
         PyramidError: it is missing, or the disk is full.
@@ -45,10 +46,22 @@ def convert(image: str | os.PathLike[str], out: str | os.PathLike[str], *, repor
         raise ConfigError(f"{source}: is a URL; download it first, only files are converted")
     if candidates(source, read_head(source))[0] not in ("tiff", "raster"):
         raise UnsupportedFormatError(f"{source}: is a slide or a zarr image, which is a pyramid already")
-    if suffix in _TIFF:
-        with written_whole(target) as beside:
-            write_pyramid_apart(source, os.fspath(beside), compare=True, report=report)
-        return
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target}: cannot be written: its folder does not exist; make it first")
+    lock = WriterLock(target)
+    try:
+        remove_torn(target)
+        (_write_tiff if suffix in _TIFF else _write_zarr)(source, target, report)
+    finally:
+        lock.release()
+
+
+def _write_tiff(source: str, target: Path, report: Report | None) -> None:
+    with written_whole(target) as beside:
+        write_pyramid_apart(source, os.fspath(beside), compare=True, report=report)
+
+
+def _write_zarr(source: str, target: Path, report: Report | None) -> None:
     with folder_written_whole(target) as folder:
         # The levels are made by libvips, in a TIFF that is removed again.
         levels = folder.with_name(f"{folder.name}.tif")

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import Pipe
 from threading import Lock, Semaphore
 from typing import Any
@@ -122,26 +123,36 @@ class Readers:
         self._lock = Lock()
         self._free = Semaphore(decode_threads())
 
+    @contextmanager
+    def turn(self, limit: TimeLimit) -> Iterator[None]:
+        """Wait until one of the readers is free, which does not count, and keep it for the block."""
+        with limit.waiting():
+            self._free.acquire()
+        try:
+            yield
+        finally:
+            self._free.release()
+
     def ask(self, request: dict[str, Any], path: str, limit: TimeLimit) -> Answer:
-        """Return what a reader answers; one that crashes is asked again once if it had other files open.
+        """Return what a reader answers, in a turn; one that crashes is asked again once if it had other files open.
 
         Raises:
             CorruptImageError: the reader crashed.
             TimeLimitError: it did not answer in time.
             PyramidError: what it said of the file.
         """
-        with self._free:
-            reader = self._take()
-            try:
-                return self._asked(reader, request, path, limit)
-            except _DiedError as died:
-                if reader.asked == {path}:
-                    raise CorruptImageError(path, f"its reader crashed ({died}); the file may be damaged") from died
-            # Another file may have broken it.
-            try:
-                return self._asked(_Reader(), request, path, limit)
-            except _DiedError as died:
+        limit.check(path)
+        reader = self._take()
+        try:
+            return self._asked(reader, request, path, limit)
+        except _DiedError as died:
+            if reader.asked == {path}:
                 raise CorruptImageError(path, f"its reader crashed ({died}); the file may be damaged") from died
+        # Another file may have broken it.
+        try:
+            return self._asked(_Reader(), request, path, limit)
+        except _DiedError as died:
+            raise CorruptImageError(path, f"its reader crashed ({died}); the file may be damaged") from died
 
     def _take(self) -> _Reader:
         with self._lock:
@@ -207,8 +218,6 @@ class Isolated(Pyramid):
     _dead: PyramidError | None = None
 
     def _ask(self, what: str, **words: Any) -> Answer:
-        if self._dead is not None:
-            raise self._dead
         request = {
             "what": what,
             "path": self.path,
@@ -217,14 +226,22 @@ class Isolated(Pyramid):
             "state": repr(self._identity),
             **words,
         }
-        try:
-            answer, samples = readers().ask(request, self.path, self.limit)
-        except PyramidError as error:
-            self._dead = without_frames(error)
-            raise
+        pool = readers()
+        self._check_alive()
+        with pool.turn(self.limit):
+            self._check_alive()  # it may have died while this waited, and is not to be paid for again
+            try:
+                answer, samples = pool.ask(request, self.path, self.limit)
+            except PyramidError as error:
+                self._dead = without_frames(error)
+                raise
         if "error" in answer:
             raise _error(self.path, **answer["error"])
         return answer, samples
+
+    def _check_alive(self) -> None:
+        if self._dead is not None:
+            raise self._dead
 
     def _decode_tile(self, level: int, column: int, row: int, shrink: int = 1) -> RawTile | None:
         answer, samples = self._ask("tile", tile=[level, column, row, shrink])

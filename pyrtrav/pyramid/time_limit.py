@@ -29,23 +29,34 @@ class TimeLimit:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count the time that the block takes; several at a time count once."""
-        with self._lock:
-            self._readers += 1
-            if self._readers == 1:
-                self._since = time.monotonic()
+        self._count(1)
         try:
             yield
         finally:
-            with self._lock:
-                self._readers -= 1
-                if self._readers == 0:
-                    self._spent += time.monotonic() - self._since
+            self._count(-1)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within ``running``: do not count the block, in which this thread waits for what others hold."""
+        self._count(-1)
+        try:
+            yield
+        finally:
+            self._count(1)
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if self._readers > 0:
+                self._spent += now - self._since
+            self._since = now
+            self._readers += change
 
     @property
     def left(self) -> float:
         """Seconds."""
         with self._lock:
-            running = time.monotonic() - self._since if self._readers else 0.0
+            running = time.monotonic() - self._since if self._readers > 0 else 0.0
             return self.seconds - self._spent - running
 
     def check(self, path: str) -> None:

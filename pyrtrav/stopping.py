@@ -1,4 +1,4 @@
-"""Stopping a run from outside without losing what is done."""
+"""Stopping a run from outside without losing what is done, and without leaving what is half done."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Raise ``Stopped`` in the block on the first SIGINT or SIGTERM; the next one ends the process at once."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    """Raise ``Stopped`` in the block on the first SIGINT, SIGTERM or SIGHUP; the next one ends the process at once."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        numbers.append(signal.SIGHUP)
 
     def stop(number: int, frame: FrameType | None) -> None:
         for one in numbers:
