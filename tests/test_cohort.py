@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,7 +23,7 @@ import pytest
 from PIL import Image
 
 from pyrtrav import cohort
-from pyrtrav.cohort import summary, tables
+from pyrtrav.cohort import cluster, summary, tables
 from pyrtrav.cohort.engine import LocalEngine
 from pyrtrav.errors import ConfigError, DatasetError
 from pyrtrav.predict import IMAGES_AT_ONCE, Input, Outcome, Predictor
@@ -387,6 +388,28 @@ def test_ray_gives_the_same_and_survives_a_lost_worker(predictor: Predictor, sli
     with cohort.ResultFile(tmp_path / "results.jsonl", resume=True) as out:
         again = list(cohort.classify(predictor, images, settings, out=out, engine=NoEngine(predictor, settings)))
     assert again == [next(r for r in found if r["input"]["path"] == path) for path in slides]
+
+
+class BreakableWorker(cluster.Worker):
+    """Its readers end its process on files that are named so."""
+
+    def __init__(self, *words: Any) -> None:
+        import_module("tests.broken_readers")
+        super().__init__(*words)
+
+
+def test_an_image_that_ends_its_ray_worker_fails_alone(
+    predictor: Predictor, slides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    monkeypatch.setattr(cluster, "Worker", BreakableWorker)
+    bad = str(shutil.copy(slides[0], tmp_path / "abort.tif"))
+    own = Predictor(predictor.loaded, device="cpu")
+    settings = own.settings()
+    images = [Input(path) for path in [*slides[:3], bad, *slides[3:]]]
+    engine = cohort.make_engine("ray", own, settings, device="cpu", workers=2)
+    found = {r["input"]["path"]: r["status"] for r in cohort.classify(own, images, settings, engine=engine)}
+    assert found == {**dict.fromkeys(slides, "ok"), bad: "error"}
 
 
 class NoEngine(LocalEngine):
