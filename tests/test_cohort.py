@@ -157,7 +157,7 @@ def test_together_is_as_alone(predictor: Predictor, slides: list[str], tmp_path:
         alone = predictor.predict([path], settings)[0]
         assert alone.tree is not None
         assert_same(found[path], alone.record)
-        tree = ParseTree.load(cohort.tree_path(tmp_path, path))
+        tree = ParseTree.load(cohort.tree_path(tmp_path, found[path]))
         assert [node.region for node in tree.nodes] == [node.region for node in alone.tree.nodes]
 
 
@@ -244,6 +244,19 @@ def test_a_changed_image_is_done_again_and_stands_once(run: partial[Done], tmp_p
     assert len(records_of(tmp_path / "results.csv.jsonl")) == 2
     with out.open(newline="", encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == 2
+
+
+def test_a_tree_is_of_the_run_that_its_record_tells_of(run: partial[Done], tmp_path: Path) -> None:
+    trees, out = tmp_path / "trees", tmp_path / "results.jsonl"
+    for budget in (2, 9, 2):
+        words = ("classify", SLIDE, "--out", out, "--resume", "--save-trees", trees, "--budget", budget)
+        assert run(*words).code == 0
+    records = records_of(out)
+    assert [record["settings"]["budget"] for record in records] == [2, 9]
+    for record in records:
+        tree = ParseTree.load(cohort.tree_path(trees, record))
+        assert tree.record == record
+        assert len(tree.nodes) == record["cost"]["fixations"]
 
 
 def test_a_failure_is_tried_again(run: partial[Done], tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class Index:
         """Add an image; its thumbnail is read."""
         links = {}
         if self.trees is not None and record["status"] == "ok":
-            links["tree"] = tree_path(self.trees, record["input"]["path"])
+            links["tree"] = tree_path(self.trees, record)
         self._entries.append(Entry.of(record, thumbnail=self._thumbnail(record), links=links))
         if time.monotonic() > self._written + EVERY_SECONDS:
             self.write()

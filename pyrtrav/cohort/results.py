@@ -14,11 +14,13 @@ from pyrtrav.errors import ConfigError, TreeError
 from pyrtrav.files import append_line, written_whole
 from pyrtrav.lock import WriterLock
 from pyrtrav.predict import Input, Predictor
-from pyrtrav.pyramid.source import full_name, short_name
 from pyrtrav.selection import Settings
 from pyrtrav.tree import RESULT_SCHEMA, Record, check
 
 FORMATS = (".jsonl", ".csv", ".parquet")
+
+STEM_BYTES = 200
+"""Of a file name, which has 255 in most file systems: the rest is for the endings, also of a file half written."""
 
 
 def resume_key(record: Record) -> str:
@@ -157,7 +159,11 @@ class ResultFile:
                 start += len(text)
 
 
-def tree_path(folder: str | os.PathLike[str], image: str) -> Path:
-    """Where the tree of an image is saved: its name, and enough of its path's hash to keep equal names apart."""
-    mark = hashlib.sha256(os.fsencode(full_name(image))).hexdigest()[:8]
-    return Path(folder) / f"{short_name(full_name(image))}.{mark}.tree.json"
+def tree_path(folder: str | os.PathLike[str], record: Record) -> Path:
+    """Where the tree of a result is saved.
+
+    The image's name, as far as file systems take it, and enough of the hash of its resume key to keep equal names, and
+    the same image looked at otherwise, apart.
+    """
+    stem = os.fsencode(record["image"])[:STEM_BYTES].decode("utf-8", "ignore")
+    return Path(folder) / f"{stem}.{_digest(resume_key(record)).hex()[:12]}.tree.json"

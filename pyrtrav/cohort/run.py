@@ -34,7 +34,7 @@ def classify(
     def kept(image: Input, outcome: Outcome) -> Record:
         # The tree first: a record in the results means that its tree is there.
         if outcome.tree is not None and save_trees is not None:
-            outcome.tree.save(tree_path(save_trees, image.path))
+            outcome.tree.save(tree_path(save_trees, outcome.record))
         if out is not None:
             out.add(outcome.record)
         return outcome.record
@@ -42,10 +42,8 @@ def classify(
     try:
         batch: list[Input] = []
         for number, image in enumerate(images):
-            known = None
-            if out is not None and (save_trees is None or tree_path(save_trees, image.path).exists()):
-                known = out.known(predictor, image, settings)
-            if known is not None:
+            known = out.known(predictor, image, settings) if out is not None else None
+            if known is not None and (save_trees is None or tree_path(save_trees, known).exists()):
                 yield known
             else:
                 batch.append(image)
