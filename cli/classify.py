@@ -77,6 +77,7 @@ def classify(
     Example: pyrtrav classify slides/ --out results.jsonl
     """
     from pyrtrav import cohort
+    from pyrtrav.explain.gallery import THUMBNAILS
     from pyrtrav.predict import Predictor
 
     summary, rows = cohort.Summary(), []
@@ -86,7 +87,8 @@ def classify(
                 model, device="cpu" if engine == "ray" else device, isolate=isolate, max_seconds=max_seconds
             )
             settings = predictor.settings(select=select, tau=tau, k=k, budget=budget, depth=depth, seed=seed)
-            paths, others = cohort.find_images(images, mpp=mpp)
+            ours = [path for path in (out, save_trees, index, index and index / THUMBNAILS) if path is not None]
+            paths, others = cohort.find_images(images, mpp=mpp, without=ours)
             if others:
                 named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
                 warn(f"{len(others)} files in the folders are no images that can be opened, and are left out: {named}")

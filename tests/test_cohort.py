@@ -95,6 +95,21 @@ def test_patterns_match_images_and_not_their_parts(tmp_path: Path) -> None:
     assert cohort.find_images([bracket])[0] == [Input(bracket)]
 
 
+@pytest.mark.parametrize("pages", ["index", "."])
+def test_what_a_run_writes_is_not_searched_for_images(
+    run: partial[Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(SLIDE, "a.svs")
+    for searched in (".", "**/*", "*"):
+        words = ("classify", searched, "--out", "r.jsonl", "--index", pages, "--save-trees", "trees", "--resume")
+        done = run(*words)
+        assert (done.code, len(records_of(tmp_path / "r.jsonl"))) == (0, 1), (searched, done.err)
+    assert list((tmp_path / pages / "thumbnails").iterdir())
+    found, _ = cohort.find_images([tmp_path / pages / "thumbnails"], without=[tmp_path / pages])
+    assert len(found) == 1  # asked for, they are images
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_tables_name_images_and_their_mpp(tmp_path: Path, kind: str) -> None:
     one, two = some_image(tmp_path / "in" / "a.png"), some_image(tmp_path / "b.png")

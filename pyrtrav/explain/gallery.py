@@ -27,6 +27,9 @@ ENTRIES_A_PAGE = 200
 THUMBNAIL_SIDE = 192
 """Pixels along the long side."""
 
+THUMBNAILS = "thumbnails"
+"""Their folder in the index's."""
+
 _MOST_FAILED = 200
 """Failed images that the index names; of more it tells the number."""
 
@@ -107,7 +110,7 @@ def save_thumbnail(pyramid: Pyramid, folder: str | os.PathLike[str]) -> Path:
     """
     stem = os.path.basename(pyramid.path.rstrip("/\\")).partition(".")[0][:60] or "image"
     digest = hashlib.sha256(os.fsencode(pyramid.path)).hexdigest()[:12]
-    path = make_folder(Path(folder) / "thumbnails") / f"{stem}-{digest}.jpg"
+    path = make_folder(Path(folder) / THUMBNAILS) / f"{stem}-{digest}.jpg"
     picture = draw_thumbnail(pyramid, frame_of(pyramid.bounds, THUMBNAIL_SIDE, 1))
     with written_whole(path) as beside:
         picture.save(beside, format="JPEG", quality=82, optimize=True)
