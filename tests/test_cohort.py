@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ import pytest
 from PIL import Image
 
 from pyrtrav import cohort
-from pyrtrav.cohort import cluster, summary, tables
+from pyrtrav.cohort import cluster, results, summary, tables
 from pyrtrav.cohort.engine import LocalEngine
 from pyrtrav.errors import ConfigError, DatasetError
 from pyrtrav.predict import IMAGES_AT_ONCE, Input, Outcome, Predictor
@@ -272,6 +273,40 @@ def test_a_tree_is_of_the_run_that_its_record_tells_of(run: partial[Done], tmp_p
         tree = ParseTree.load(cohort.tree_path(trees, record))
         assert tree.record == record
         assert len(tree.nodes) == record["cost"]["fixations"]
+
+
+def test_a_long_name_costs_no_run(run: partial[Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, trees, out = tmp_path / "in", tmp_path / "trees", tmp_path / "r.jsonl"
+    folder.mkdir()
+    names = ["a.svs", f"{'ä' * 120}b.svs"]
+    for name in names:
+        shutil.copy(SLIDE, folder / name)
+    words = ("classify", folder, "--out", out, "--save-trees", trees)
+    assert run(*words).code == 0
+    assert {ParseTree.load(path).record["image"] for path in trees.iterdir()} == set(names)
+    # Some file systems take less: then that image has failed.
+    out.unlink()
+    monkeypatch.setattr(results, "STEM_BYTES", 250)
+    done = run(*words)
+    assert (done.code, "name too long" in done.err) == (1, True)
+    assert {r["image"]: r["status"] for r in records_of(out)} == dict(zip(names, ("ok", "error"), strict=True))
+
+
+@pytest.mark.parametrize("trees", [False, True])
+def test_a_full_disk_ends_the_run_and_says_so(run: partial[Done], tmp_path: Path, trees: bool) -> None:
+    words = ["classify", SLIDE, *IMAGES, "--out", tmp_path / "r.jsonl", "--resume"]
+    words += ["--save-trees", tmp_path / "trees"] if trees else []
+    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
+    try:
+        done = run(*words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
+    assert done.code == 2
+    assert re.search(r"(tree\.json|r\.jsonl): cannot be .*: File too large; make room, and ", done.err), done.err
+    assert "fault" not in done.err
+    assert run(*words).code == 0
+    assert len(records_of(tmp_path / "r.jsonl")) == len({SLIDE, *IMAGES})
 
 
 def test_a_failure_is_tried_again(run: partial[Done], tmp_path: Path) -> None:
