@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -309,6 +310,30 @@ def test_a_full_disk_ends_the_run_and_says_so(run: partial[Done], tmp_path: Path
     assert len(records_of(tmp_path / "r.jsonl")) == len({SLIDE, *IMAGES})
 
 
+def test_what_a_lost_power_left_is_dropped_or_told(run: partial[Done], tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    words = ("classify", *IMAGES[:2], "--out", out, "--resume")
+    out.write_bytes(bytes(4096))
+    assert run(*words).code == 0
+    whole = out.read_bytes()
+    for tail in (bytes(4096), b"}" + bytes(9), b'{"schema": "py'):
+        out.write_bytes(whole + tail)
+        assert run(*words).code == 0
+        assert out.read_bytes() == whole
+    first, second = whole.splitlines(keepends=True)
+    out.write_bytes(first + bytes(99) + b"\n" + second)
+    done = run(*words)
+    assert done.code == 2
+    assert "r.jsonl:2: is damaged" in done.err
+    said = re.search(r"\((sed .*)\)", done.err)
+    assert said is not None
+    subprocess.run(said[1], shell=True, check=True)
+    assert run(*words).code == 0
+    assert out.read_bytes() == whole
+    out.write_text("a note of mine")
+    assert "is no result file" in run(*words).err
+
+
 def test_a_failure_is_tried_again(run: partial[Done], tmp_path: Path) -> None:
     good, late, out = tmp_path / "a.svs", tmp_path / "late.svs", tmp_path / "results.jsonl"
     shutil.copy(SLIDE, good)
@@ -337,6 +362,17 @@ def test_one_process_at_a_time_writes(run: partial[Done], tmp_path: Path) -> Non
         other.stdout.close()
     assert run("classify", SLIDE, "--out", out).code == 0  # a dead process holds nothing
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(handle: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"r\.jsonl: cannot be locked"):
+            cohort.ResultFile(tmp_path / "r.jsonl")
+    assert not list(tmp_path.iterdir())
 
 
 def test_tables_are_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -145,18 +146,23 @@ class ResultFile:
         with self.lines.open("rb") as file:
             for number, text in enumerate(file, 1):
                 if not text.endswith(b"\n"):
-                    if not text.startswith(b"{"):
+                    # Torn, or zeros where the power was lost; but a file of something else is not to be emptied.
+                    if number == 1 and not text.startswith(b"{") and text.strip(b"\0"):
                         raise ConfigError(f"{self.lines}: is no result file of pyrtrav; choose another --out")
                     return
                 try:
                     record = json.loads(text)
                     check(record, RESULT_SCHEMA, str(self.lines))
                 except (ValueError, RecursionError, TreeError) as error:
-                    raise ConfigError(
-                        f"{self.lines}:{number}: is no result of pyrtrav; choose another --out"
-                    ) from error
+                    raise ConfigError(self._damaged(number)) from error
                 yield _Line(start, _digest(resume_key(record))), record
                 start += len(text)
+
+    def _damaged(self, number: int) -> str:
+        if number == 1:
+            return f"{self.lines}:1: is no result of pyrtrav; choose another --out"
+        remove = f"sed -i.bak {number}d {shlex.quote(str(self.lines))}"
+        return f"{self.lines}:{number}: is damaged; remove the line ({remove}) and go on with --resume"
 
 
 def tree_path(folder: str | os.PathLike[str], record: Record) -> Path:
