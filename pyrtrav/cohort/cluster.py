@@ -152,6 +152,8 @@ class RayEngine(Engine):
         try:
             done: Done = self._ray.get(ready)
         except self._ray.exceptions.RayError as error:
+            if isinstance(getattr(error, "cause", None), ConfigError):
+                raise error.cause from None
             return self._redo(task, error)
         return done
 
