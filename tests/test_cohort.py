@@ -243,7 +243,55 @@ def test_a_named_pipe_is_a_failed_image(run: partial[Done], tmp_path: Path) -> N
     assert [record["status"] for record in records_of(tmp_path / "results.jsonl")] == ["error", "ok"]
 
 
+def test_an_impossible_option_is_no_fault_of_the_images(
+    run: partial[Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run("classify", SLIDE, "--out", tmp_path / "r.jsonl", "--isolate", "alwyas")
+    assert (done.code, "did you mean 'always'" in done.err) == (2, True), done.err
+    monkeypatch.setenv("PYRTRAV_TIMEOUT_SECONDS", "soon")
+    done = run("classify", "http://127.0.0.1:9/a.tif", SLIDE, "--out", tmp_path / "r.jsonl")
+    assert (done.code, "PYRTRAV_TIMEOUT_SECONDS is" in done.err) == (2, True), done.err
+    assert not list(tmp_path.iterdir())
+
+
 # What is kept.
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_names_a_file_whose_name_is_no_text(run: partial[Done], tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("pyarrow")
+    shutil.copy(SLIDE, os.fsencode(tmp_path) + b"/a\xff.svs")
+    (tmp_path / "out").mkdir()
+    out = tmp_path / "out" / f"r.{kind}"
+    assert run("classify", tmp_path, "--out", out).code == 0
+    if kind == "parquet":
+        from pyarrow import parquet
+
+        assert parquet.read_table(out)["image"].to_pylist() == ["a\\udcff.svs"]
+    else:
+        assert b"a\xff.svs" in out.read_bytes()
+
+
+def test_a_table_without_its_lines_is_not_resumed(run: partial[Done], tmp_path: Path) -> None:
+    out = tmp_path / "r.csv"
+    assert run("classify", SLIDE, "--out", out).code == 0
+    (tmp_path / "r.csv.jsonl").unlink()
+    done = run("classify", SLIDE, "--out", out, "--resume")
+    assert (done.code, "r.csv.jsonl: is missing" in done.err) == (2, True), done.err
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_link_to_results_stays_one(run: partial[Done], tmp_path: Path, kind: str) -> None:
+    link, file = tmp_path / f"r.{kind}", tmp_path / "far" / "kept"
+    file.parent.mkdir()
+    link.symlink_to(file)
+    assert run("classify", SLIDE, "--out", link).code == 0
+    with cohort.ResultFile(link, resume=True), pytest.raises(ConfigError, match="is writing to it"):
+        cohort.ResultFile(link, resume=True)
+    assert run("classify", SLIDE, "--budget", 2, "--out", link, "--resume").code == 0
+    assert link.is_symlink()
+    assert len(records_of(file if kind == "jsonl" else file.with_name("kept.jsonl"))) == 2
+    assert {path.name for path in file.parent.iterdir()} <= {"kept", "kept.jsonl"}
 
 
 def test_a_changed_image_is_done_again_and_stands_once(run: partial[Done], tmp_path: Path) -> None:

@@ -60,22 +60,27 @@ class ResultFile:
         Raises:
             ConfigError: it is there already, or is none of ours, or another process writes to it.
         """
-        self.path = Path(path)
-        if self.path.suffix not in FORMATS:
+        self._format = Path(path).suffix
+        self.path = _followed(Path(path))
+        if self._format not in FORMATS:
             raise ConfigError(f"{path}: results are written as {', '.join(FORMATS)}")
         if not self.path.parent.is_dir():
             raise ConfigError(f"{path}: its folder does not exist; make it first")
         if self.path.is_dir():
             raise ConfigError(f"{path}: is a folder; name a file in it")
-        if self.path.suffix == ".parquet":
+        if self._format == ".parquet":
             require_arrow()
-        self.lines = self.path if self.path.suffix == ".jsonl" else self.path.with_name(self.path.name + ".jsonl")
+        kept = self.path if self._format == ".jsonl" else self.path.with_name(self.path.name + ".jsonl")
+        self.lines = _followed(kept)
         self._done: dict[bytes, _Line] = {}
         self._outdated = False
         self._lock = WriterLock(self.lines)
         try:
             if resume and self.lines.exists():
                 self._keep_good_lines()
+            elif resume and self.path.exists():
+                missing = f"{self.lines}: is missing, from which {self.path.name} is resumed"
+                raise ConfigError(f"{missing}; put it back, or choose another --out")
             elif self.path.exists() or self.lines.exists():
                 raise ConfigError(f"{path}: exists already; add to it with --resume, or choose another --out")
         except BaseException:
@@ -104,9 +109,9 @@ class ResultFile:
         """Leave out what was replaced because an image had changed, and make the table that was asked for."""
         if self._outdated:
             self._keep_good_lines(failed=True)
-        if self.path.suffix == ".csv":
+        if self._format == ".csv":
             write_csv(self._records, self.path)
-        elif self.path.suffix == ".parquet":
+        elif self._format == ".parquet":
             write_parquet(self._records, self.path)
 
     def close(self) -> None:
@@ -163,6 +168,11 @@ class ResultFile:
             return f"{self.lines}:1: is no result of pyrtrav; choose another --out"
         remove = f"sed -i.bak {number}d {shlex.quote(str(self.lines))}"
         return f"{self.lines}:{number}: is damaged; remove the line ({remove}) and go on with --resume"
+
+
+def _followed(path: Path) -> Path:
+    """Where a link leads: it is to stay one when the file is replaced, and its file has one lock."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def tree_path(folder: str | os.PathLike[str], record: Record) -> Path:
