@@ -9,10 +9,13 @@ import typer
 from rich.markup import escape
 
 from pyrtrav.cli import options as o
-from pyrtrav.cli.render import note, progress, size, stderr, stdout, table, warn
+from pyrtrav.cli.render import note, printed, progress, size, stderr, stdout, table, warn
 
 ROWS = 100
 """Of the printed table: beyond that nobody reads it, and memory is not to grow with the number of images."""
+
+UNREAD = 128 + 13
+"""What a shell expects of a program whose output nobody reads any more, as after SIGPIPE."""
 
 _COHORT = "Many images"
 
@@ -117,7 +120,8 @@ def classify(
                 if pages is not None:
                     pages.add(record)
                 if as_json:
-                    typer.echo(json.dumps(record))
+                    if not printed(json.dumps(record)) and results is None:
+                        raise typer.Exit(UNREAD)
                 elif len(rows) < ROWS:
                     rows.append(_row(record))
                 bar.advance(task)

@@ -512,6 +512,21 @@ def test_stopped_killed_and_resumed_is_as_undisturbed(many: Path, tmp_path: Path
         assert_same(found[record["input"]["path"]], record)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_whose_output_nobody_reads(many: Path, tmp_path: Path, kept: bool) -> None:
+    """As before ``| head -1``: results are all kept; where they are not, nobody waits for them."""
+    out = tmp_path / "results.jsonl"
+    call = "from pyrtrav.cli import main; main()"
+    words = ["classify", str(many), "--json", "--quiet", *(["--out", str(out)] if kept else [])]
+    process = subprocess.Popen([sys.executable, "-c", call, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said) == (0 if kept else 141, b"")
+    assert not kept or len(records_of(out)) == 60
+
+
 # Many machines.
 
 
