@@ -112,7 +112,9 @@ def classify(
             )
             pages = None
             if index is not None:
-                pages = stack.enter_context(cohort.Index(index, len(paths), trees=save_trees, isolate=isolate))
+                pages = stack.enter_context(
+                    cohort.Index(index, len(paths), trees=save_trees, isolate=isolate, max_seconds=max_seconds)
+                )
             bar = stack.enter_context(progress(quiet))
             task = bar.add_task("classifying", total=len(paths))
             for record in records:

@@ -29,7 +29,7 @@ from pyrtrav.cohort import cluster, results, summary, tables
 from pyrtrav.cohort.engine import LocalEngine
 from pyrtrav.errors import ConfigError, DatasetError
 from pyrtrav.predict import IMAGES_AT_ONCE, Input, Outcome, Predictor
-from pyrtrav.pyramid import isolated
+from pyrtrav.pyramid import base, isolated
 from pyrtrav.pyramid.base import shared_cache
 from pyrtrav.selection import Settings
 from pyrtrav.tree import ParseTree
@@ -608,3 +608,24 @@ def test_an_index_shows_every_image_and_leads_to_its_tree(
     for path in trees.glob("*.json"):
         nodes = ParseTree.load(path).nodes
         assert all(node.contribution is not None for node in nodes[1:])
+
+
+def test_an_index_reads_each_image_once_and_keeps_nothing_of_it(predictor: Predictor, tmp_path: Path) -> None:
+    image = tmp_path / "a.svs"
+    shutil.copy(SLIDE, image)
+    folder = tmp_path / "pages"
+
+    def indexed(**options: Any) -> dict[str, int]:
+        record = predictor.predict_inputs([Input(str(image))])[0].record
+        with cohort.Index(folder, 1, **options) as pages:
+            pages.add(record)
+        return {path.name: path.stat().st_ino for path in folder.glob("thumbnails/*.jpg")}
+
+    shared_cache().clear()
+    tokens = dict(base._TOKENS)
+    assert indexed(max_seconds=1e-9) == {}
+    first = indexed()
+    assert (len(first), len(shared_cache()), base._TOKENS) == (1, 0, tokens)
+    assert indexed() == first
+    os.utime(image, (1, 1))
+    assert len(indexed()) == 2
