@@ -81,6 +81,7 @@ def classify(
     """
     from pyrtrav import cohort
     from pyrtrav.explain.gallery import THUMBNAILS
+    from pyrtrav.files import make_folder
     from pyrtrav.predict import Predictor
 
     summary, rows = cohort.Summary(), []
@@ -98,6 +99,12 @@ def classify(
             results = stack.enter_context(cohort.ResultFile(out, resume=resume)) if out is not None else None
             if model is None:
                 note(f"model: {predictor.name}", quiet)
+            # What is wrong with the folders is told before any worker starts.
+            if save_trees is not None:
+                make_folder(save_trees)
+            pages = None
+            if index is not None:
+                pages = cohort.Index(index, len(paths), trees=save_trees, isolate=isolate, max_seconds=max_seconds)
             who = cohort.make_engine(
                 engine,
                 predictor,
@@ -107,14 +114,12 @@ def classify(
                 address=address,
                 workers=workers,
             )
+            stack.callback(who.close)
             records = stack.enter_context(
                 closing(cohort.classify(predictor, paths, settings, out=results, save_trees=save_trees, engine=who))
             )
-            pages = None
-            if index is not None:
-                pages = stack.enter_context(
-                    cohort.Index(index, len(paths), trees=save_trees, isolate=isolate, max_seconds=max_seconds)
-                )
+            if pages is not None:
+                stack.enter_context(pages)
             bar = stack.enter_context(progress(quiet))
             task = bar.add_task("classifying", total=len(paths))
             for record in records:

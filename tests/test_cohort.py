@@ -574,6 +574,17 @@ def test_an_image_that_ends_its_ray_worker_fails_alone(
     assert found == {**dict.fromkeys(slides, "ok"), bad: "error"}
 
 
+@pytest.mark.parametrize("option", ["--save-trees", "--index"])
+def test_a_folder_that_is_none_is_told_before_workers_start(run: partial[Done], tmp_path: Path, option: str) -> None:
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    (tmp_path / "file").touch()
+    done = run("classify", SLIDE, "--engine", "ray", "--workers", 1, option, tmp_path / "file")
+    started = ray.is_initialized()
+    ray.shutdown()
+    assert (done.code, started) == (2, False), done.err
+    assert "cannot be used as a folder" in done.err
+
+
 class NoEngine(LocalEngine):
     """For what is to be there already."""
 
