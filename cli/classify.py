@@ -9,10 +9,13 @@ import typer
 from rich.markup import escape
 
 from pyrtrav.cli import options as o
-from pyrtrav.cli.render import note, progress, size, stderr, stdout, table, warn
+from pyrtrav.cli.render import note, printed, progress, size, stderr, stdout, table, warn
 
 ROWS = 100
 """Of the printed table: beyond that nobody reads it, and memory is not to grow with the number of images."""
+
+UNREAD = 128 + 13
+"""What a shell expects of a program whose output nobody reads any more, as after SIGPIPE."""
 
 _COHORT = "Many images"
 
@@ -77,6 +80,8 @@ def classify(
     Example: pyrtrav classify slides/ --out results.jsonl
     """
     from pyrtrav import cohort
+    from pyrtrav.explain.gallery import THUMBNAILS
+    from pyrtrav.files import make_folder
     from pyrtrav.predict import Predictor
 
     summary, rows = cohort.Summary(), []
@@ -86,13 +91,20 @@ def classify(
                 model, device="cpu" if engine == "ray" else device, isolate=isolate, max_seconds=max_seconds
             )
             settings = predictor.settings(select=select, tau=tau, k=k, budget=budget, depth=depth, seed=seed)
-            paths, others = cohort.find_images(images, mpp=mpp)
+            ours = [path for path in (out, save_trees, index, index and index / THUMBNAILS) if path is not None]
+            paths, others = cohort.find_images(images, mpp=mpp, without=ours)
             if others:
                 named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
                 warn(f"{len(others)} files in the folders are no images that can be opened, and are left out: {named}")
             results = stack.enter_context(cohort.ResultFile(out, resume=resume)) if out is not None else None
             if model is None:
                 note(f"model: {predictor.name}", quiet)
+            # What is wrong with the folders is told before any worker starts.
+            if save_trees is not None:
+                make_folder(save_trees)
+            pages = None
+            if index is not None:
+                pages = cohort.Index(index, len(paths), trees=save_trees, isolate=isolate, max_seconds=max_seconds)
             who = cohort.make_engine(
                 engine,
                 predictor,
@@ -102,12 +114,12 @@ def classify(
                 address=address,
                 workers=workers,
             )
+            stack.callback(who.close)
             records = stack.enter_context(
                 closing(cohort.classify(predictor, paths, settings, out=results, save_trees=save_trees, engine=who))
             )
-            pages = None
-            if index is not None:
-                pages = stack.enter_context(cohort.Index(index, len(paths), trees=save_trees, isolate=isolate))
+            if pages is not None:
+                stack.enter_context(pages)
             bar = stack.enter_context(progress(quiet))
             task = bar.add_task("classifying", total=len(paths))
             for record in records:
@@ -115,7 +127,8 @@ def classify(
                 if pages is not None:
                     pages.add(record)
                 if as_json:
-                    typer.echo(json.dumps(record))
+                    if not printed(json.dumps(record)) and results is None:
+                        raise typer.Exit(UNREAD)
                 elif len(rows) < ROWS:
                     rows.append(_row(record))
                 bar.advance(task)

@@ -1,10 +1,13 @@
 """How things look on a terminal: tables on stdout, everything else on stderr."""
 
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -21,6 +24,18 @@ from rich.table import Table
 
 stdout = Console()
 stderr = Console(stderr=True)
+
+
+def printed(line: str) -> bool:
+    """Print a line on stdout; returns whether anybody reads there, and if not, nothing more goes there."""
+    try:
+        typer.echo(line)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return False
+    return True
 
 
 def note(message: str, quiet: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -12,16 +13,20 @@ from pathlib import Path
 
 from pyrtrav.errors import ConfigError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a used quota, a file as large as may be."""
+
 
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a name beside ``path`` to write to; it takes the path's place when the block ends without an error.
 
     Raises:
-        ConfigError: the folder is missing or cannot be written to.
+        ConfigError: the folder is missing or cannot be written to, or the disk is full.
     """
     target = Path(path)
-    if target.is_dir():
+    # Unlike Path's this says no of a name that is too long.
+    if os.path.isdir(target):
         raise ConfigError(f"{target}: is a folder; name a file in it")
     try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
@@ -38,6 +43,10 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, target)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise ConfigError(f"{target}: cannot be written: {error.strerror}; make room, and do it again") from error
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
@@ -93,8 +102,17 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def append_line(path: str | os.PathLike[str], line: str) -> None:
-    """Append one line and wait until it is on the disk: a line is whole or absent, but for a torn last one."""
-    with open(path, "ab") as file:
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Append one line and wait until it is on the disk: a line is whole or absent, but for a torn last one.
+
+    Raises:
+        ConfigError: it cannot be written, as on a full disk.
+    """
+    try:
+        with open(path, "ab") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        first = "make room" if error.errno in _FULL else "see to it"
+        reason = error.strerror or error
+        raise ConfigError(f"{path}: cannot be added to: {reason}; {first}, and go on with --resume") from error

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from pyrtrav.errors import ConfigError
 
@@ -35,11 +36,22 @@ class WriterLock:
         self._path.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
 
     def _acquire(self) -> None:
-        self._lock.acquire()
+        self._try()
         # Whoever held it may have removed the file that we have just opened.
         while not self._path.exists():
             self._lock.release()
-            self._lock.acquire()
+            self._try()
+
+    def _try(self) -> None:
+        """Newer filelocks take a file that is there for a lock where there are none; it would outlive its process."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._lock.acquire()
+        finally:
+            if isinstance(self._lock, SoftFileLock):
+                self._lock.release()
+                raise NotImplementedError("its file system has no locks")
 
     def _holder(self) -> str:
         try:

@@ -21,7 +21,7 @@ from pyrtrav.pyramid import Pyramid, open_pyramid
 from pyrtrav.pyramid.base import forget_tiles
 from pyrtrav.pyramid.costs import check_glance
 from pyrtrav.pyramid.inspect import fingerprint
-from pyrtrav.pyramid.open import check_mpp
+from pyrtrav.pyramid.open import check_isolate, check_mpp
 from pyrtrav.pyramid.source import full_name, short_name
 from pyrtrav.pyramid.time_limit import TimeLimit, check_seconds
 from pyrtrav.selection import Settings
@@ -117,8 +117,13 @@ class Predictor:
             device: ``auto`` takes a GPU where there is one.
             isolate: which images are decoded in a process of their own (see ``open_pyramid``).
             max_seconds: for opening and reading an image.
+
+        Raises:
+            ConfigError: one of these is impossible.
+            ModelFileError: the file is no model.
         """
         check_seconds(max_seconds)
+        check_isolate(isolate)
         self.loaded = model if isinstance(model, LoadedModel) else load_model(model)
         self.device = pick_device(device)
         self.model = self.loaded.model.to(self.device).eval()
@@ -223,6 +228,9 @@ class Predictor:
 
         An image that cannot be opened or read has an error record and no tree; the others are done. With
         ``contributions`` the trees' nodes say what each added to the prediction, for about a tenth more time.
+
+        Raises:
+            ConfigError: an impossible option, or variable of the environment.
         """
         inputs = [Input(os.fspath(path), mpp) for path in paths]
         asked = Asked(settings or self.settings(), contributions=contributions)
@@ -256,6 +264,8 @@ class Predictor:
                 begun = time.perf_counter()
                 try:
                     image = stack.enter_context(self.open(path, mpp=mpp))
+                except ConfigError:
+                    raise  # what is wrong is no image
                 except PyrtravError as error:
                     outcomes[number] = self.failed(inputs[number], asked.settings, error), ()
                 else:

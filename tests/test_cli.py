@@ -15,6 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from pyrtrav.cohort import tree_path
 from pyrtrav.tree import RESULT_SCHEMA, ParseTree, check
 from tests.program import Done, run_program
 from tests.samples import IMAGES, SLIDE, TISSUE, compared
@@ -70,7 +71,7 @@ def test_explain_equals_classify(run: Run, tmp_path: Path) -> None:
         done = run("explain", SLIDE, "--out", tmp_path / "tree.json", "--foveated", tmp_path / "seen.png", *look)
         assert done.code == 0
         explained = ParseTree.load(tmp_path / "tree.json")
-        saved = ParseTree.load(next((tmp_path / "trees").iterdir()))
+        saved = ParseTree.load(tree_path(tmp_path / "trees", record))
         assert compared(explained.record) == compared(record) == compared(saved.record)
         assert explained.nodes == saved.nodes
         for picture in ("tree.png", "seen.png"):

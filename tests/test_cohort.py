@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,11 +25,11 @@ import pytest
 from PIL import Image
 
 from pyrtrav import cohort
-from pyrtrav.cohort import summary, tables
+from pyrtrav.cohort import cluster, results, summary, tables
 from pyrtrav.cohort.engine import LocalEngine
 from pyrtrav.errors import ConfigError, DatasetError
 from pyrtrav.predict import IMAGES_AT_ONCE, Input, Outcome, Predictor
-from pyrtrav.pyramid import isolated
+from pyrtrav.pyramid import base, isolated
 from pyrtrav.pyramid.base import shared_cache
 from pyrtrav.selection import Settings
 from pyrtrav.tree import ParseTree
@@ -94,6 +97,21 @@ def test_patterns_match_images_and_not_their_parts(tmp_path: Path) -> None:
     assert cohort.find_images([bracket])[0] == [Input(bracket)]
 
 
+@pytest.mark.parametrize("pages", ["index", "."])
+def test_what_a_run_writes_is_not_searched_for_images(
+    run: partial[Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(SLIDE, "a.svs")
+    for searched in (".", "**/*", "*"):
+        words = ("classify", searched, "--out", "r.jsonl", "--index", pages, "--save-trees", "trees", "--resume")
+        done = run(*words)
+        assert (done.code, len(records_of(tmp_path / "r.jsonl"))) == (0, 1), (searched, done.err)
+    assert list((tmp_path / pages / "thumbnails").iterdir())
+    found, _ = cohort.find_images([tmp_path / pages / "thumbnails"], without=[tmp_path / pages])
+    assert len(found) == 1  # asked for, they are images
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_tables_name_images_and_their_mpp(tmp_path: Path, kind: str) -> None:
     one, two = some_image(tmp_path / "in" / "a.png"), some_image(tmp_path / "b.png")
@@ -156,7 +174,7 @@ def test_together_is_as_alone(predictor: Predictor, slides: list[str], tmp_path:
         alone = predictor.predict([path], settings)[0]
         assert alone.tree is not None
         assert_same(found[path], alone.record)
-        tree = ParseTree.load(cohort.tree_path(tmp_path, path))
+        tree = ParseTree.load(cohort.tree_path(tmp_path, found[path]))
         assert [node.region for node in tree.nodes] == [node.region for node in alone.tree.nodes]
 
 
@@ -225,7 +243,55 @@ def test_a_named_pipe_is_a_failed_image(run: partial[Done], tmp_path: Path) -> N
     assert [record["status"] for record in records_of(tmp_path / "results.jsonl")] == ["error", "ok"]
 
 
+def test_an_impossible_option_is_no_fault_of_the_images(
+    run: partial[Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run("classify", SLIDE, "--out", tmp_path / "r.jsonl", "--isolate", "alwyas")
+    assert (done.code, "did you mean 'always'" in done.err) == (2, True), done.err
+    monkeypatch.setenv("PYRTRAV_TIMEOUT_SECONDS", "soon")
+    done = run("classify", "http://127.0.0.1:9/a.tif", SLIDE, "--out", tmp_path / "r.jsonl")
+    assert (done.code, "PYRTRAV_TIMEOUT_SECONDS is" in done.err) == (2, True), done.err
+    assert not list(tmp_path.iterdir())
+
+
 # What is kept.
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_names_a_file_whose_name_is_no_text(run: partial[Done], tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("pyarrow")
+    shutil.copy(SLIDE, os.fsencode(tmp_path) + b"/a\xff.svs")
+    (tmp_path / "out").mkdir()
+    out = tmp_path / "out" / f"r.{kind}"
+    assert run("classify", tmp_path, "--out", out).code == 0
+    if kind == "parquet":
+        from pyarrow import parquet
+
+        assert parquet.read_table(out)["image"].to_pylist() == ["a\\udcff.svs"]
+    else:
+        assert b"a\xff.svs" in out.read_bytes()
+
+
+def test_a_table_without_its_lines_is_not_resumed(run: partial[Done], tmp_path: Path) -> None:
+    out = tmp_path / "r.csv"
+    assert run("classify", SLIDE, "--out", out).code == 0
+    (tmp_path / "r.csv.jsonl").unlink()
+    done = run("classify", SLIDE, "--out", out, "--resume")
+    assert (done.code, "r.csv.jsonl: is missing" in done.err) == (2, True), done.err
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_link_to_results_stays_one(run: partial[Done], tmp_path: Path, kind: str) -> None:
+    link, file = tmp_path / f"r.{kind}", tmp_path / "far" / "kept"
+    file.parent.mkdir()
+    link.symlink_to(file)
+    assert run("classify", SLIDE, "--out", link).code == 0
+    with cohort.ResultFile(link, resume=True), pytest.raises(ConfigError, match="is writing to it"):
+        cohort.ResultFile(link, resume=True)
+    assert run("classify", SLIDE, "--budget", 2, "--out", link, "--resume").code == 0
+    assert link.is_symlink()
+    assert len(records_of(file if kind == "jsonl" else file.with_name("kept.jsonl"))) == 2
+    assert {path.name for path in file.parent.iterdir()} <= {"kept", "kept.jsonl"}
 
 
 def test_a_changed_image_is_done_again_and_stands_once(run: partial[Done], tmp_path: Path) -> None:
@@ -243,6 +309,77 @@ def test_a_changed_image_is_done_again_and_stands_once(run: partial[Done], tmp_p
     assert len(records_of(tmp_path / "results.csv.jsonl")) == 2
     with out.open(newline="", encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == 2
+
+
+def test_a_tree_is_of_the_run_that_its_record_tells_of(run: partial[Done], tmp_path: Path) -> None:
+    trees, out = tmp_path / "trees", tmp_path / "results.jsonl"
+    for budget in (2, 9, 2):
+        words = ("classify", SLIDE, "--out", out, "--resume", "--save-trees", trees, "--budget", budget)
+        assert run(*words).code == 0
+    records = records_of(out)
+    assert [record["settings"]["budget"] for record in records] == [2, 9]
+    for record in records:
+        tree = ParseTree.load(cohort.tree_path(trees, record))
+        assert tree.record == record
+        assert len(tree.nodes) == record["cost"]["fixations"]
+
+
+def test_a_long_name_costs_no_run(run: partial[Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, trees, out = tmp_path / "in", tmp_path / "trees", tmp_path / "r.jsonl"
+    folder.mkdir()
+    names = ["a.svs", f"{'ä' * 120}b.svs"]
+    for name in names:
+        shutil.copy(SLIDE, folder / name)
+    words = ("classify", folder, "--out", out, "--save-trees", trees)
+    assert run(*words).code == 0
+    assert {ParseTree.load(path).record["image"] for path in trees.iterdir()} == set(names)
+    # Some file systems take less: then that image has failed.
+    out.unlink()
+    monkeypatch.setattr(results, "STEM_BYTES", 250)
+    done = run(*words)
+    assert (done.code, "name too long" in done.err) == (1, True)
+    assert {r["image"]: r["status"] for r in records_of(out)} == dict(zip(names, ("ok", "error"), strict=True))
+
+
+@pytest.mark.parametrize("trees", [False, True])
+def test_a_full_disk_ends_the_run_and_says_so(run: partial[Done], tmp_path: Path, trees: bool) -> None:
+    words = ["classify", SLIDE, *IMAGES, "--out", tmp_path / "r.jsonl", "--resume"]
+    words += ["--save-trees", tmp_path / "trees"] if trees else []
+    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
+    try:
+        done = run(*words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
+    assert done.code == 2
+    assert re.search(r"(tree\.json|r\.jsonl): cannot be .*: File too large; make room, and ", done.err), done.err
+    assert "fault" not in done.err
+    assert run(*words).code == 0
+    assert len(records_of(tmp_path / "r.jsonl")) == len({SLIDE, *IMAGES})
+
+
+def test_what_a_lost_power_left_is_dropped_or_told(run: partial[Done], tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    words = ("classify", *IMAGES[:2], "--out", out, "--resume")
+    out.write_bytes(bytes(4096))
+    assert run(*words).code == 0
+    whole = out.read_bytes()
+    for tail in (bytes(4096), b"}" + bytes(9), b'{"schema": "py'):
+        out.write_bytes(whole + tail)
+        assert run(*words).code == 0
+        assert out.read_bytes() == whole
+    first, second = whole.splitlines(keepends=True)
+    out.write_bytes(first + bytes(99) + b"\n" + second)
+    done = run(*words)
+    assert done.code == 2
+    assert "r.jsonl:2: is damaged" in done.err
+    said = re.search(r"\((sed .*)\)", done.err)
+    assert said is not None
+    subprocess.run(said[1], shell=True, check=True)
+    assert run(*words).code == 0
+    assert out.read_bytes() == whole
+    out.write_text("a note of mine")
+    assert "is no result file" in run(*words).err
 
 
 def test_a_failure_is_tried_again(run: partial[Done], tmp_path: Path) -> None:
@@ -273,6 +410,17 @@ def test_one_process_at_a_time_writes(run: partial[Done], tmp_path: Path) -> Non
         other.stdout.close()
     assert run("classify", SLIDE, "--out", out).code == 0  # a dead process holds nothing
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(handle: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"r\.jsonl: cannot be locked"):
+            cohort.ResultFile(tmp_path / "r.jsonl")
+    assert not list(tmp_path.iterdir())
 
 
 def test_tables_are_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,6 +512,21 @@ def test_stopped_killed_and_resumed_is_as_undisturbed(many: Path, tmp_path: Path
         assert_same(found[record["input"]["path"]], record)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_whose_output_nobody_reads(many: Path, tmp_path: Path, kept: bool) -> None:
+    """As before ``| head -1``: results are all kept; where they are not, nobody waits for them."""
+    out = tmp_path / "results.jsonl"
+    call = "from pyrtrav.cli import main; main()"
+    words = ["classify", str(many), "--json", "--quiet", *(["--out", str(out)] if kept else [])]
+    process = subprocess.Popen([sys.executable, "-c", call, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said) == (0 if kept else 141, b"")
+    assert not kept or len(records_of(out)) == 60
+
+
 # Many machines.
 
 
@@ -387,6 +550,39 @@ def test_ray_gives_the_same_and_survives_a_lost_worker(predictor: Predictor, sli
     with cohort.ResultFile(tmp_path / "results.jsonl", resume=True) as out:
         again = list(cohort.classify(predictor, images, settings, out=out, engine=NoEngine(predictor, settings)))
     assert again == [next(r for r in found if r["input"]["path"] == path) for path in slides]
+
+
+class BreakableWorker(cluster.Worker):
+    """Its readers end its process on files that are named so."""
+
+    def __init__(self, *words: Any) -> None:
+        import_module("tests.broken_readers")
+        super().__init__(*words)
+
+
+def test_an_image_that_ends_its_ray_worker_fails_alone(
+    predictor: Predictor, slides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    monkeypatch.setattr(cluster, "Worker", BreakableWorker)
+    bad = str(shutil.copy(slides[0], tmp_path / "abort.tif"))
+    own = Predictor(predictor.loaded, device="cpu")
+    settings = own.settings()
+    images = [Input(path) for path in [*slides[:3], bad, *slides[3:]]]
+    engine = cohort.make_engine("ray", own, settings, device="cpu", workers=2)
+    found = {r["input"]["path"]: r["status"] for r in cohort.classify(own, images, settings, engine=engine)}
+    assert found == {**dict.fromkeys(slides, "ok"), bad: "error"}
+
+
+@pytest.mark.parametrize("option", ["--save-trees", "--index"])
+def test_a_folder_that_is_none_is_told_before_workers_start(run: partial[Done], tmp_path: Path, option: str) -> None:
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    (tmp_path / "file").touch()
+    done = run("classify", SLIDE, "--engine", "ray", "--workers", 1, option, tmp_path / "file")
+    started = ray.is_initialized()
+    ray.shutdown()
+    assert (done.code, started) == (2, False), done.err
+    assert "cannot be used as a folder" in done.err
 
 
 class NoEngine(LocalEngine):
@@ -423,3 +619,24 @@ def test_an_index_shows_every_image_and_leads_to_its_tree(
     for path in trees.glob("*.json"):
         nodes = ParseTree.load(path).nodes
         assert all(node.contribution is not None for node in nodes[1:])
+
+
+def test_an_index_reads_each_image_once_and_keeps_nothing_of_it(predictor: Predictor, tmp_path: Path) -> None:
+    image = tmp_path / "a.svs"
+    shutil.copy(SLIDE, image)
+    folder = tmp_path / "pages"
+
+    def indexed(**options: Any) -> dict[str, int]:
+        record = predictor.predict_inputs([Input(str(image))])[0].record
+        with cohort.Index(folder, 1, **options) as pages:
+            pages.add(record)
+        return {path.name: path.stat().st_ino for path in folder.glob("thumbnails/*.jpg")}
+
+    shared_cache().clear()
+    tokens = dict(base._TOKENS)
+    assert indexed(max_seconds=1e-9) == {}
+    first = indexed()
+    assert (len(first), len(shared_cache()), base._TOKENS) == (1, 0, tokens)
+    assert indexed() == first
+    os.utime(image, (1, 1))
+    assert len(indexed()) == 2

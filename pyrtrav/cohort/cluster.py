@@ -116,16 +116,20 @@ class RayEngine(Engine):
         self._hand_out()
 
     def _hand_out(self) -> None:
-        """Give what waits to the workers that are there and have least to do."""
+        """Give what waits to the workers that are there and have least to do, and no more than they work on at once.
+
+        Images of a lost worker come first, and each has a worker to itself: what else was there would be lost with it.
+        """
         while self._queue:
             loads = dict.fromkeys(self._workers.keys() - set(self._starting.values()), 0)
             for task in self._tasks.values():
                 if task.worker in loads:
-                    loads[task.worker] += 1
-            if not loads:
+                    loads[task.worker] += _load(task.again)
+            number = min(loads, key=loads.__getitem__, default=None)
+            batch, again = self._queue[0]
+            if number is None or loads[number] + _load(again) > BATCHES_AT_ONCE:
                 return
-            number = min(loads, key=loads.__getitem__)
-            batch, again = self._queue.popleft()
+            self._queue.popleft()
             asked = self._workers[number].classify.remote(self.settings, batch, self.contributions)
             self._tasks[asked] = _Task(number, batch, again)
 
@@ -148,6 +152,8 @@ class RayEngine(Engine):
         try:
             done: Done = self._ray.get(ready)
         except self._ray.exceptions.RayError as error:
+            if isinstance(getattr(error, "cause", None), ConfigError):
+                raise error.cause from None
             return self._redo(task, error)
         return done
 
@@ -167,7 +173,7 @@ class RayEngine(Engine):
             self._start()
         if task.again:
             return [(image, self._lost(image, error)) for image in task.batch]
-        self._queue.extend(([image], True) for image in task.batch)
+        self._queue.extendleft(([image], True) for image in task.batch)
         return []
 
     def _lost(self, image: Input, error: Exception) -> Outcome:
@@ -202,6 +208,11 @@ def _connect(ray: Any, address: str | None, workers: int | None) -> bool:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"no Ray cluster can be used at {address or 'this machine'}: {_first_line(error)}") from error
     return True
+
+
+def _load(again: bool) -> int:
+    """What a batch takes of a worker."""
+    return BATCHES_AT_ONCE if again else 1
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from pyrtrav.cohort.allocator import give_back_large_blocks
-from pyrtrav.errors import PyrtravError
+from pyrtrav.errors import ConfigError, PyrtravError
 from pyrtrav.predict import Input, Outcome, Predictor
 from pyrtrav.pyramid.isolated import close_readers
 from pyrtrav.selection import Settings
@@ -79,6 +79,8 @@ def classify_batch(
     """Classify together; where that ends in an error that nobody foresaw, one by one, so that it costs one image."""
     try:
         return list(zip(batch, predictor.predict_inputs(batch, settings, contributions=contributions), strict=True))
+    except ConfigError:
+        raise
     except Exception as error:  # noqa: BLE001 - memory, a fault of ours or of a library
         if len(batch) > 1:
             return [done for one in batch for done in classify_batch(predictor, settings, [one], contributions)]

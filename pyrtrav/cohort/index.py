@@ -10,9 +10,11 @@ from typing import Self
 
 from pyrtrav.cohort.results import tree_path
 from pyrtrav.errors import PyrtravError
-from pyrtrav.explain.gallery import Entry, save_thumbnail, write_index
+from pyrtrav.explain.gallery import Entry, save_thumbnail, thumbnail_path, write_index
 from pyrtrav.files import make_folder
 from pyrtrav.pyramid import open_pyramid
+from pyrtrav.pyramid.base import forget_tiles
+from pyrtrav.pyramid.time_limit import TimeLimit
 from pyrtrav.tree import Record
 
 EVERY_SECONDS = 10.0
@@ -29,23 +31,26 @@ class Index:
         *,
         trees: str | os.PathLike[str] | None = None,
         isolate: str = "auto",
+        max_seconds: float | None = None,
     ) -> None:
         """Begin an index of ``total`` images, whose thumbnails are read as ``isolate`` says.
 
-        ``trees`` is the folder of their parse trees, where they are saved; entries lead there.
+        ``trees`` is the folder of their parse trees, where they are saved; entries lead there. An image of which no
+        thumbnail can be read in ``max_seconds`` has none.
 
         Raises:
             ConfigError: the folder cannot be made.
         """
         self.folder, self.total, self.trees, self.isolate = make_folder(folder), total, trees, isolate
+        self.max_seconds = max_seconds
         self._entries: list[Entry] = []
         self._written = 0.0
 
     def add(self, record: Record) -> None:
-        """Add an image; its thumbnail is read."""
+        """Add an image; its thumbnail is read, unless one of the image as it is now is there from an earlier run."""
         links = {}
         if self.trees is not None and record["status"] == "ok":
-            links["tree"] = tree_path(self.trees, record["input"]["path"])
+            links["tree"] = tree_path(self.trees, record)
         self._entries.append(Entry.of(record, thumbnail=self._thumbnail(record), links=links))
         if time.monotonic() > self._written + EVERY_SECONDS:
             self.write()
@@ -58,9 +63,16 @@ class Index:
     def _thumbnail(self, record: Record) -> Path | None:
         if record["status"] != "ok":
             return None
+        path, fingerprint = record["input"]["path"], record["input"]["fingerprint"] or ""
+        there = thumbnail_path(self.folder, path, fingerprint)
+        if fingerprint and there.is_file():
+            return there
         try:
-            with open_pyramid(record["input"]["path"], isolate=self.isolate) as image:
-                return save_thumbnail(image, self.folder)
+            with open_pyramid(path, isolate=self.isolate, limit=TimeLimit(self.max_seconds)) as image:
+                try:
+                    return save_thumbnail(image, self.folder, fingerprint)
+                finally:
+                    forget_tiles([image])
         except PyrtravError:
             return None  # its record says all that matters
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -14,11 +15,13 @@ from pyrtrav.errors import ConfigError, TreeError
 from pyrtrav.files import append_line, written_whole
 from pyrtrav.lock import WriterLock
 from pyrtrav.predict import Input, Predictor
-from pyrtrav.pyramid.source import full_name, short_name
 from pyrtrav.selection import Settings
 from pyrtrav.tree import RESULT_SCHEMA, Record, check
 
 FORMATS = (".jsonl", ".csv", ".parquet")
+
+STEM_BYTES = 200
+"""Of a file name, which has 255 in most file systems: the rest is for the endings, also of a file half written."""
 
 
 def resume_key(record: Record) -> str:
@@ -57,22 +60,27 @@ class ResultFile:
         Raises:
             ConfigError: it is there already, or is none of ours, or another process writes to it.
         """
-        self.path = Path(path)
-        if self.path.suffix not in FORMATS:
+        self._format = Path(path).suffix
+        self.path = _followed(Path(path))
+        if self._format not in FORMATS:
             raise ConfigError(f"{path}: results are written as {', '.join(FORMATS)}")
         if not self.path.parent.is_dir():
             raise ConfigError(f"{path}: its folder does not exist; make it first")
         if self.path.is_dir():
             raise ConfigError(f"{path}: is a folder; name a file in it")
-        if self.path.suffix == ".parquet":
+        if self._format == ".parquet":
             require_arrow()
-        self.lines = self.path if self.path.suffix == ".jsonl" else self.path.with_name(self.path.name + ".jsonl")
+        kept = self.path if self._format == ".jsonl" else self.path.with_name(self.path.name + ".jsonl")
+        self.lines = _followed(kept)
         self._done: dict[bytes, _Line] = {}
         self._outdated = False
         self._lock = WriterLock(self.lines)
         try:
             if resume and self.lines.exists():
                 self._keep_good_lines()
+            elif resume and self.path.exists():
+                missing = f"{self.lines}: is missing, from which {self.path.name} is resumed"
+                raise ConfigError(f"{missing}; put it back, or choose another --out")
             elif self.path.exists() or self.lines.exists():
                 raise ConfigError(f"{path}: exists already; add to it with --resume, or choose another --out")
         except BaseException:
@@ -101,9 +109,9 @@ class ResultFile:
         """Leave out what was replaced because an image had changed, and make the table that was asked for."""
         if self._outdated:
             self._keep_good_lines(failed=True)
-        if self.path.suffix == ".csv":
+        if self._format == ".csv":
             write_csv(self._records, self.path)
-        elif self.path.suffix == ".parquet":
+        elif self._format == ".parquet":
             write_parquet(self._records, self.path)
 
     def close(self) -> None:
@@ -143,21 +151,35 @@ class ResultFile:
         with self.lines.open("rb") as file:
             for number, text in enumerate(file, 1):
                 if not text.endswith(b"\n"):
-                    if not text.startswith(b"{"):
+                    # Torn, or zeros where the power was lost; but a file of something else is not to be emptied.
+                    if number == 1 and not text.startswith(b"{") and text.strip(b"\0"):
                         raise ConfigError(f"{self.lines}: is no result file of pyrtrav; choose another --out")
                     return
                 try:
                     record = json.loads(text)
                     check(record, RESULT_SCHEMA, str(self.lines))
                 except (ValueError, RecursionError, TreeError) as error:
-                    raise ConfigError(
-                        f"{self.lines}:{number}: is no result of pyrtrav; choose another --out"
-                    ) from error
+                    raise ConfigError(self._damaged(number)) from error
                 yield _Line(start, _digest(resume_key(record))), record
                 start += len(text)
 
+    def _damaged(self, number: int) -> str:
+        if number == 1:
+            return f"{self.lines}:1: is no result of pyrtrav; choose another --out"
+        remove = f"sed -i.bak {number}d {shlex.quote(str(self.lines))}"
+        return f"{self.lines}:{number}: is damaged; remove the line ({remove}) and go on with --resume"
 
-def tree_path(folder: str | os.PathLike[str], image: str) -> Path:
-    """Where the tree of an image is saved: its name, and enough of its path's hash to keep equal names apart."""
-    mark = hashlib.sha256(os.fsencode(full_name(image))).hexdigest()[:8]
-    return Path(folder) / f"{short_name(full_name(image))}.{mark}.tree.json"
+
+def _followed(path: Path) -> Path:
+    """Where a link leads: it is to stay one when the file is replaced, and its file has one lock."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def tree_path(folder: str | os.PathLike[str], record: Record) -> Path:
+    """Where the tree of a result is saved.
+
+    The image's name, as far as file systems take it, and enough of the hash of its resume key to keep equal names, and
+    the same image looked at otherwise, apart.
+    """
+    stem = os.fsencode(record["image"])[:STEM_BYTES].decode("utf-8", "ignore")
+    return Path(folder) / f"{stem}.{_digest(resume_key(record)).hex()[:12]}.tree.json"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 
 from pyrtrav.cohort.engine import Engine, LocalEngine
 from pyrtrav.cohort.results import ResultFile, tree_path
+from pyrtrav.errors import ConfigError
 from pyrtrav.files import make_folder
 from pyrtrav.predict import IMAGES_AT_ONCE, Input, Outcome, Predictor
 from pyrtrav.selection import Settings
 from pyrtrav.tree import Record
+
+_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+"""What file systems say of a file name that they do not take."""
 
 
 def classify(
@@ -34,7 +39,13 @@ def classify(
     def kept(image: Input, outcome: Outcome) -> Record:
         # The tree first: a record in the results means that its tree is there.
         if outcome.tree is not None and save_trees is not None:
-            outcome.tree.save(tree_path(save_trees, image.path))
+            try:
+                outcome.tree.save(tree_path(save_trees, outcome.record))
+            except ConfigError as error:
+                # Others, such as a full disk, are no fault of this image's.
+                if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _NAMES:
+                    raise
+                outcome = predictor.failed(image, settings, error)
         if out is not None:
             out.add(outcome.record)
         return outcome.record
@@ -42,10 +53,8 @@ def classify(
     try:
         batch: list[Input] = []
         for number, image in enumerate(images):
-            known = None
-            if out is not None and (save_trees is None or tree_path(save_trees, image.path).exists()):
-                known = out.known(predictor, image, settings)
-            if known is not None:
+            known = out.known(predictor, image, settings) if out is not None else None
+            if known is not None and (save_trees is None or os.path.exists(tree_path(save_trees, known))):
                 yield known
             else:
                 batch.append(image)

@@ -61,7 +61,12 @@ def _pieces(records: Iterator[Record]) -> Iterator[list[dict[str, Any]]]:
     while piece := list(islice(rows, ROWS_AT_ONCE)):
         # A table's columns are those of its first row.
         names = dict.fromkeys(name for row in piece for name in row)
-        yield [{name: row.get(name) for name in names} for row in piece]
+        yield [{name: _as_text(row.get(name)) for name in names} for row in piece]
+
+
+def _as_text(value: Any) -> Any:
+    """Parquet's text is UTF-8, which the name of a file need not be."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def require_arrow() -> Any:

@@ -27,6 +27,12 @@ ENTRIES_A_PAGE = 200
 THUMBNAIL_SIDE = 192
 """Pixels along the long side."""
 
+THUMBNAILS = "thumbnails"
+"""Their folder in the index's."""
+
+_STEM_BYTES = 100
+"""Of the name of an image in that of its thumbnail."""
+
 _MOST_FAILED = 200
 """Failed images that the index names; of more it tells the number."""
 
@@ -98,16 +104,23 @@ def write_index(
     return target / _page_name(1)
 
 
-def save_thumbnail(pyramid: Pyramid, folder: str | os.PathLike[str]) -> Path:
-    """Write a small JPEG of an image into ``folder/thumbnails`` and return its name.
+def thumbnail_path(folder: str | os.PathLike[str], image: str, fingerprint: str = "") -> Path:
+    """Where the thumbnail of an image, as it is now, is saved: in ``folder/thumbnails``."""
+    name = os.path.basename(image.rstrip("/\\")).partition(".")[0]
+    stem = os.fsencode(name)[:_STEM_BYTES].decode("utf-8", "ignore") or "image"
+    digest = hashlib.sha256(os.fsencode(image) + fingerprint.encode()).hexdigest()[:12]
+    return Path(folder) / THUMBNAILS / f"{stem}-{digest}.jpg"
+
+
+def save_thumbnail(pyramid: Pyramid, folder: str | os.PathLike[str], fingerprint: str = "") -> Path:
+    """Write a small JPEG of an image and return its name, that of ``thumbnail_path``.
 
     Raises:
         ConfigError: the folder cannot be made or written to.
         CorruptImageError: a tile cannot be decoded.
     """
-    stem = os.path.basename(pyramid.path.rstrip("/\\")).partition(".")[0][:60] or "image"
-    digest = hashlib.sha256(os.fsencode(pyramid.path)).hexdigest()[:12]
-    path = make_folder(Path(folder) / "thumbnails") / f"{stem}-{digest}.jpg"
+    path = thumbnail_path(folder, pyramid.path, fingerprint)
+    make_folder(path.parent)
     picture = draw_thumbnail(pyramid, frame_of(pyramid.bounds, THUMBNAIL_SIDE, 1))
     with written_whole(path) as beside:
         picture.save(beside, format="JPEG", quality=82, optimize=True)

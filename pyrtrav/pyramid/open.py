@@ -76,8 +76,7 @@ def open_pyramid(
     path = os.fspath(path)
     if backend is not None and backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}{nearest_name(backend, BACKENDS)}")
-    if isolate not in ISOLATE:
-        raise ConfigError(f"unknown way to isolate readers {isolate!r}{nearest_name(isolate, ISOLATE)}")
+    check_isolate(isolate)
     check_mpp(mpp)
     options: dict[str, Any] = {"mpp": mpp, "channels": channels, "window": window, "shrink": shrink, "limit": limit}
     if is_url(path):
@@ -104,6 +103,12 @@ def open_as(name: str, path: str, options: dict[str, Any], *, apart: bool = Fals
         pyramid.close()
         return (isolated_class(StripedTiffPyramid) if apart else StripedTiffPyramid)(path, **options)
     return pyramid
+
+
+def check_isolate(isolate: str) -> None:
+    """Raise ConfigError for an unknown way to isolate readers."""
+    if isolate not in ISOLATE:
+        raise ConfigError(f"unknown way to isolate readers {isolate!r}{nearest_name(isolate, ISOLATE)}")
 
 
 def check_mpp(mpp: float | None) -> None:
