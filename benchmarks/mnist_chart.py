@@ -69,6 +69,7 @@ def _panel(draw: ImageDraw.ImageDraw, corner: tuple[int, int], title: str, rows:
         return
     low_x, high_x = _decades([row["macs"] / 1e6 for row in rows])
     low_y, step = _span([100 * row["accuracy"] for row in rows])
+    low_y = min(low_y, 100 - 5 * step)
 
     def at(row: Row) -> tuple[int, int]:
         share = (math.log10(row["macs"] / 1e6) - low_x) / (high_x - low_x)
