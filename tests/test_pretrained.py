@@ -147,13 +147,14 @@ def test_a_model_file_is_all_that_is_needed(
     name: str, method: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
+    options = {"fcn": {}, "topdown": {"max_depth": 1}, "mil": {"depth": 1}, "mgnet": {"glimpses": 2}}
     card = ModelCard(
         method,
         EncoderSpec(f"hf:{folders[name]}"),
-        {} if method == "fcn" else {"max_depth": 1} if method == "topdown" else {"depth": 1},
+        options[method],
         ("a", "b"),
         3,
-        max_depth=int(method == "topdown"),
+        max_depth=int(method in ("topdown", "mgnet")),
         selection={"select": "budget", "budget": 4} if method == "topdown" else {"select": "all"},
     )
     if method == "fcn":
