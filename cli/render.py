@@ -14,6 +14,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TaskProgressColumn,
     TextColumn,
@@ -61,34 +62,28 @@ def show_log(quiet: bool) -> None:
     log.handlers = [_Notes(logging.ERROR if quiet else logging.INFO)]
 
 
-@contextmanager
-def progress(quiet: bool) -> Iterator[Progress]:
-    """A progress bar on stderr; none when that is no terminal."""
-    with Progress(
+def _bars(quiet: bool, *columns: ProgressColumn) -> Progress:
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        *columns,
         console=stderr,
         transient=True,
         disable=quiet or not stderr.is_terminal,
-    ) as bar:
+    )
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """A progress bar on stderr; none when that is no terminal."""
+    with _bars(quiet, MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         yield bar
 
 
 @contextmanager
 def shares(quiet: bool) -> Iterator[Callable[[str, float], None]]:
     """Yield what shows (what is being done, its share 0..1) as bars on stderr; none when that is no terminal."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=stderr,
-        transient=True,
-        disable=quiet or not stderr.is_terminal,
-    ) as bars:
+    with _bars(quiet, TaskProgressColumn(), TimeRemainingColumn()) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(doing: str, share: float) -> None:

@@ -17,6 +17,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a used quota, a file as large as may be."""
 
 
+def _open_to_others(path: Path, bits: int) -> None:
+    """What is made under a temporary name is private; results have the permissions of anything new."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(bits & ~umask)
+
+
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a name beside ``path`` to write to; it takes the path's place when the block ends without an error.
@@ -36,10 +43,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     beside = Path(name)
     try:
         yield beside
-        # mkstemp makes private files; results have the permissions of any new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        beside.chmod(0o666 & ~umask)
+        _open_to_others(beside, 0o666)
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, target)
@@ -67,9 +71,7 @@ def folder_written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise ConfigError(f"{target}: cannot be written: {error.strerror or error}") from error
     try:
         yield beside
-        umask = os.umask(0)
-        os.umask(umask)
-        beside.chmod(0o777 & ~umask)
+        _open_to_others(beside, 0o777)
         os.rename(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -5,8 +5,6 @@ a pyramid reads one window, at the scale of its region; its values and gradients
 at that scale in memory.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -14,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
 from pyrtrav.errors import ConfigError, PyramidError
-from pyrtrav.sampling import Image, Images, ImageStack, PatchSampler, root_of
+from pyrtrav.sampling import Images, ImageStack, PatchSampler, root_of
 from pyrtrav.selection import Floats, Ints
 
 Errors = dict[int, PyramidError]
@@ -45,6 +43,8 @@ class GlimpseSampler:
         self._root = np.array([(root.x, root.y, root.width) for root in roots]).reshape(-1, 3)
         # As many pixels as a glimpse can need: samples are less than two of them apart.
         self._window = 2 * size + 2
+        if not isinstance(images, ImageStack):
+            self._sampler = PatchSampler(images, self._window, pinned=device.type == "cuda")
 
     def __call__(
         self, image: Ints, region: Float[Tensor, "glimpse 4"]
@@ -62,7 +62,7 @@ class GlimpseSampler:
         pixel = _pixels(region, root, origin, step, self.size)
         if isinstance(self.images, ImageStack):
             return self._of_stack(self.images, image, pixel, step), {}
-        return self._of_pyramids(self.images, image, pixel, origin, step)
+        return self._of_pyramids(image, pixel, origin, step)
 
     def _steps(self, region: Floats) -> Floats:
         """Side of the pixels that are sampled, in level-0 pixels (glimpse axis)."""
@@ -70,16 +70,13 @@ class GlimpseSampler:
             return np.ones(len(region))
         return np.asarray(2.0 ** np.floor(np.log2(np.maximum(region[:, 2] / self.size, 1.0)) + 1e-9))
 
-    def _of_pyramids(
-        self, images: Sequence[Image], image: Ints, pixel: Tensor, origin: Floats, step: Floats
-    ) -> tuple[Tensor, Errors]:
+    def _of_pyramids(self, image: Ints, pixel: Tensor, origin: Floats, step: Floats) -> tuple[Tensor, Errors]:
         """Read one window a glimpse, and sample it."""
         first = pixel.detach().amin(2).floor()
         corner = origin + first.cpu().numpy() * step[:, None]
         side = self._window * step
-        sampler = PatchSampler(images, self._window, pinned=self.device.type == "cuda")
-        windows, errors = sampler(image, np.stack([*corner.T, side, side], axis=1))
-        painted = sampler.palette(windows.to(self.device, non_blocking=True), image, torch.float32)
+        windows, errors = self._sampler(image, np.stack([*corner.T, side, side], axis=1))
+        painted = self._sampler.palette(windows.to(self.device, non_blocking=True), image, torch.float32)
         painted = painted if painted.is_floating_point() else painted.float() / 255
         dead = torch.tensor([number in errors for number in range(len(image))], device=self.device)
         found = _sample(painted, pixel.to(self.device) - first.to(self.device)[:, :, None])

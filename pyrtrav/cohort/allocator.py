@@ -2,7 +2,7 @@
 
 glibc raises the size from which on it maps memory of its own (and gives it back at once) to that of the largest block
 freed so far, 32 MB at most; below, tiles and patches of all sizes leave holes between what stays. Over 2,000 images the
-resident memory rose from 472 to 510 MiB, and with a fixed size from 452 to 475 (two cores, 2026-11-21).
+peak rose from 476 to 505 MiB, and with a fixed size from 452 to 478 (`python -m benchmarks.cohort`, 2026-11-21).
 """
 
 from __future__ import annotations

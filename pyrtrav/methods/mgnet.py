@@ -83,6 +83,11 @@ WELL = 0.4
 """Cross entropy below which an image counts as classified well, for ``small_regions``."""
 
 
+def _last(settings: Settings) -> int:
+    """The place in the chain of the last glimpse."""
+    return min(settings.depth, settings.allowed - 1)
+
+
 class _ScaledGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
@@ -132,7 +137,7 @@ class Mgnet(Model):
         self._macs: list[int] | None = None
 
     def depth_of(self, image: Image, settings: Settings) -> int:
-        return min(settings.depth, settings.allowed - 1)
+        return _last(settings)
 
     # Look.
 
@@ -143,17 +148,16 @@ class Mgnet(Model):
         image = np.arange(len(images))
         position = torch.tensor([1.0, 0.0, 0.0], device=device).expand(len(images), 3)
         seen: list[Tensor] = []
-        for step in range(min(settings.depth, settings.allowed - 1) + 1):
+        for step in range(_last(settings) + 1):
             region = self.region_of(trace, image, position)
             vector, read = self._encode(trace, sampler, image, region, settings.encode_batch)
             image, rows = image[read], torch.from_numpy(read).to(device)
             position, seen = position[rows], [earlier[rows] for earlier in seen]
             if not len(image):
                 break
-            here = region[rows]
-            added = np.full(len(image), step), here.detach().double().cpu().numpy()
+            here = region[rows].detach().double().cpu().numpy()
             zeros = np.zeros(len(image), np.int64)
-            trace.add_fixations(image, added[0], step, zeros, zeros, added[1], vector)
+            trace.add_fixations(image, zeros + step, step, zeros, zeros, here, vector)
             seen.append(torch.cat([vector, position.detach()], dim=1))
             position = self._next(self.fusion(torch.stack(seen, dim=1)))
         return trace
@@ -185,7 +189,7 @@ class Mgnet(Model):
 
     def excess(self, trace: Trace, rows: Ints) -> Float[Tensor, "image later"]:
         """Return by how much the scales of the glimpses after the first exceed the least; ``rows`` as of `chains`."""
-        seen = torch.cat([trace.vector, self.positions(trace)], dim=1)[torch.from_numpy(rows).to(trace.device)]
+        seen = self._seen(trace, rows)
         scales = [self._next(self.fusion(seen[:, :count]))[:, :1] for count in range(1, rows.shape[1])]
         return torch.cat(scales, dim=1) - self.config.least_scale if scales else seen.new_zeros(len(rows), 0)
 
@@ -207,13 +211,17 @@ class Mgnet(Model):
         found = torch.from_numpy(np.column_stack([scale, centre])).to(trace.device)
         return found.to(next(self.parameters()).dtype)
 
+    def _seen(self, trace: Trace, rows: Ints) -> Tensor:
+        """What fusion takes of some glimpses: their features and positional encodings."""
+        return torch.cat([trace.vector, self.positions(trace)], dim=1)[torch.from_numpy(rows).to(trace.device)]
+
     def believe(self, trace: Trace, depth: int) -> Float[Tensor, "image label"]:
         """Return the global classifier's logits after ``depth + 1`` glimpses, or as many as there were."""
         zeros = self.classify.weight.new_zeros(trace.images, self.classify.out_features)
         image, rows = self.chains(trace, depth)
         if not len(image):
             return zeros
-        seen = torch.cat([trace.vector, self.positions(trace)], dim=1)[torch.from_numpy(rows).to(trace.device)]
+        seen = self._seen(trace, rows)
         logits: Tensor = self.classify(self.fusion(seen))
         return zeros.index_copy(0, torch.from_numpy(image).to(trace.device), logits)
 
@@ -237,7 +245,7 @@ class Mgnet(Model):
     def contributions(self, trace: Trace, image: int, depth: int, label: int) -> list[float | None]:
         """Each glimpse after the first is left out of the attention by turns; where the others lie is held fixed."""
         own = trace.fixations_of(image)
-        seen = torch.cat([trace.vector, self.positions(trace)], dim=1)[torch.from_numpy(own).to(trace.device)]
+        seen = self._seen(trace, own)
         whole = self._log_probability(seen, label)
         found: list[float | None] = [None]
         for left in range(1, len(own)):
