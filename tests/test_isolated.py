@@ -130,6 +130,28 @@ def test_a_hang_ends_with_the_time_limit(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 8
 
 
+def test_starting_a_reader_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_pyramid(SLIDE, isolate="never").read(WHOLE, (208, 144))  # loads what is compiled, which takes time too
+    isolated.close_readers()
+    monkeypatch.setattr(isolated, "IMPORTS", ["tests.slow_readers"])
+    begun = time.monotonic()
+    with open_pyramid(SLIDE, isolate="always", limit=TimeLimit(2)) as pyramid:
+        shared_cache().clear()
+        pyramid.read(WHOLE, (208, 144))
+    assert time.monotonic() - begun > 3
+    isolated.close_readers()
+
+
+def test_a_reader_that_does_not_start_is_not_the_image_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    isolated.close_readers()
+    monkeypatch.setattr(isolated, "IMPORTS", ["tests.no_such_module"])
+    with open_pyramid(SLIDE, isolate="always") as pyramid:
+        shared_cache().clear()
+        with pytest.raises(PyramidError, match="did not start .*no_such_module") as told:
+            pyramid.read(WHOLE, (208, 144))
+    assert not isinstance(told.value, CorruptImageError)
+
+
 @pytest.mark.usefixtures("_broken")
 def test_waiting_for_a_reader_is_free_and_a_hang_is_paid_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One image holds every reader with tiles that hang, for longer than the others have."""

@@ -44,6 +44,9 @@ from pyrtrav.pyramid.time_limit import TimeLimit
 PATIENCE_SECONDS = 300.0
 """A reader that has not answered by then hangs, whatever the image's time limit."""
 
+START_SECONDS = 300.0
+"""A reader that has not started by then never will."""
+
 IMPORTS: list[str] = []
 """Modules that a reader imports when it starts: those that change ``BACKENDS``."""
 
@@ -61,7 +64,12 @@ class _DiedError(Exception):
 class _Reader:
     """One process that decodes."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: str, limit: TimeLimit) -> None:
+        """Start it for a file; the time that this takes is not the image's.
+
+        Raises:
+            PyramidError: it does not start.
+        """
         self._pipe, theirs = Pipe()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the reader)
         self._process = subprocess.Popen(
@@ -75,6 +83,15 @@ class _Reader:
         theirs.close()
         self.asked: set[str] = set()
         """The files that it was asked for."""
+        try:
+            with limit.waiting():
+                self._answer(path, limit, START_SECONDS)  # what it says first
+        except _DiedError as died:
+            self.end()
+            raise PyramidError(f"{path}: the process that was to read it did not start ({died})") from None
+        except BaseException:
+            self.end()
+            raise
 
     def ask(self, request: dict[str, Any], path: str, limit: TimeLimit) -> Answer:
         """Return its answer.
@@ -84,13 +101,19 @@ class _Reader:
             PyramidError: there was none in time; the reader is still busy then.
         """
         self.asked.add(path)
-        asked_at = time.monotonic()
         try:
             self._pipe.send_bytes(json.dumps(request).encode())
+        except (BrokenPipeError, ConnectionResetError):
+            raise _DiedError(self._how_it_ended()) from None
+        return self._answer(path, limit, PATIENCE_SECONDS)
+
+    def _answer(self, path: str, limit: TimeLimit, patience: float) -> Answer:
+        asked_at = time.monotonic()
+        try:
             while not self._pipe.poll(min(_POLL_SECONDS, max(0.0, limit.left))):
                 limit.check(path)
-                if time.monotonic() - asked_at > PATIENCE_SECONDS:
-                    raise TimeLimitError(f"{path}: its reader did not answer for {PATIENCE_SECONDS:g} s")
+                if time.monotonic() - asked_at > patience:
+                    raise TimeLimitError(f"{path}: its reader did not answer for {patience:g} s")
             answer: dict[str, Any] = json.loads(self._pipe.recv_bytes())
             if "shape" not in answer:
                 return answer, None
@@ -134,31 +157,28 @@ class Readers:
             self._free.release()
 
     def ask(self, request: dict[str, Any], path: str, limit: TimeLimit) -> Answer:
-        """Return what a reader answers, in a turn; one that crashes is asked again once if it had other files open.
+        """Return what a reader answers, in a turn; where one crashes that had other files open, a fresh one is asked.
 
         Raises:
             CorruptImageError: the reader crashed.
             TimeLimitError: it did not answer in time.
-            PyramidError: what it said of the file.
+            PyramidError: what it said of the file, or no reader starts.
         """
         limit.check(path)
-        reader = self._take()
-        try:
-            return self._asked(reader, request, path, limit)
-        except _DiedError as died:
-            if reader.asked == {path}:
-                raise CorruptImageError(path, f"its reader crashed ({died}); the file may be damaged") from died
-        # Another file may have broken it.
-        try:
-            return self._asked(_Reader(), request, path, limit)
-        except _DiedError as died:
-            raise CorruptImageError(path, f"its reader crashed ({died}); the file may be damaged") from died
+        reader = self._take(path, limit)
+        while True:
+            try:
+                return self._asked(reader, request, path, limit)
+            except _DiedError as died:
+                if reader.asked == {path}:
+                    raise CorruptImageError(path, f"its reader crashed ({died}); the file may be damaged") from died
+            reader = _Reader(path, limit)  # another file may have broken the last one
 
-    def _take(self) -> _Reader:
+    def _take(self, path: str, limit: TimeLimit) -> _Reader:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        return _Reader()
+        return _Reader(path, limit)
 
     def _asked(self, reader: _Reader, request: dict[str, Any], path: str, limit: TimeLimit) -> Answer:
         try:

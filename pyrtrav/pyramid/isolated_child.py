@@ -28,6 +28,7 @@ def main(pipe: str, *imports: str) -> None:
     for name in imports:
         importlib.import_module(name)
     with Connection(int(pipe)) as ends:
+        ends.send_bytes(b"{}")  # it is ready
         while True:
             try:
                 request = json.loads(ends.recv_bytes())

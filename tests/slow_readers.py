@@ -1,0 +1,5 @@
+"""What a reader imports in tests to start slowly."""
+
+import time
+
+time.sleep(3)
