@@ -89,7 +89,7 @@ def explain(
         overlay = explanation.default_overlay(out)
     if overlay is None and html is None:
         _refuse(context, ["colour"], "is of the overlay and the page; ask for one of them with --overlay or --html")
-    targets = explanation.Targets(out, overlay, foveated, html, geojson, colour, bounds_origin, crs)
+    targets = explanation.Targets(out, overlay, foveated, html, geojson, colour, bounds_origin, tree, crs)
     if tree is None:
         targets.check(image)
         from pyrtrav.predict import Predictor

@@ -43,6 +43,8 @@ class Targets:
     """The figure that overlay and page show as colour: ``score`` or ``contribution``."""
     bounds_origin: bool = False
     """GeoJSON counts from the corner of the slide's bounds, as QuPath does, not from that of the file."""
+    drawn_from: Name | None = None
+    """The saved tree that is drawn, which is not to be overwritten."""
     crs: str | None = None
     """GeoJSON on the map, ``wgs84`` or ``native``, instead of pixels; needs the extra ``geo``."""
 
@@ -74,6 +76,8 @@ class Targets:
             raise ConfigError("two results would be written to the same file; give each its own name")
         for path in paths:
             _check_place(path, Path(image).resolve())
+            if self.drawn_from is not None and path.resolve() == Path(self.drawn_from).resolve():
+                raise ConfigError(f"{path}: would overwrite the tree that is drawn; choose another name")
 
 
 def default_overlay(out: Name) -> Path:

@@ -130,6 +130,7 @@ def test_options_that_do_not_go_with_a_saved_tree_are_refused(
         (["--geojson", saved_tree.with_name("a.geojson"), "--colour", "score"], "--colour is of the overlay"),
         (["--geojson", saved_tree.with_name("a.geojson"), "--crs", ""], "wgs84"),
         (["--crs", ""], "--geojson"),
+        (["--geojson", saved_tree], "would overwrite the tree that is drawn"),
     ):
         done = run_program(capsys, monkeypatch, "explain", "--tree", saved_tree, *words)
         assert done.code == 2, words

@@ -147,7 +147,7 @@ def test_a_reader_that_does_not_start_is_not_the_image_s_fault(monkeypatch: pyte
     monkeypatch.setattr(isolated, "IMPORTS", ["tests.no_such_module"])
     with open_pyramid(SLIDE, isolate="always") as pyramid:
         shared_cache().clear()
-        with pytest.raises(PyramidError, match="did not start .*no_such_module") as told:
+        with pytest.raises(PyramidError, match=r"did not start .*no_such_module") as told:
             pyramid.read(WHOLE, (208, 144))
     assert not isinstance(told.value, CorruptImageError)
 

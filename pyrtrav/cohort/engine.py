@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from pyrtrav.cohort.allocator import give_back_large_blocks
+from pyrtrav.cohort.allocator import keep_memory_flat
 from pyrtrav.errors import ConfigError, PyrtravError
 from pyrtrav.predict import Input, Outcome, Predictor
 from pyrtrav.pyramid.isolated import close_readers
@@ -48,7 +48,7 @@ class LocalEngine(Engine):
     def __init__(self, predictor: Predictor, settings: Settings, *, contributions: bool = False) -> None:
         self.predictor, self.settings, self.contributions = predictor, settings, contributions
         self.room = BATCHES_AT_ONCE
-        give_back_large_blocks()
+        keep_memory_flat()
         self._threads = ThreadPoolExecutor(BATCHES_AT_ONCE, thread_name_prefix="pyrtrav-batch")
         self._futures: list[Future[Done]] = []
 
