@@ -8,6 +8,7 @@ decisions for its cells). Where things are is bookkeeping and lives in NumPy arr
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 
 import numpy as np
 import torch
@@ -121,6 +122,12 @@ class Trace:
         part.parent, part.child = number[self.parent[edges]], number[self.child[edges]]
         part._vectors, part._logits = [self.vector[self._tensor(kept)]], [self.logit[self._tensor(edges)]]
         return part
+
+    def with_vectors(self, vector: Float[Tensor, "fixation channel"]) -> "Trace":
+        """The same looks, had the encoder made other vectors of them."""
+        other = copy(self)
+        other._vectors = [vector]
+        return other
 
     def keep_maps(self, fixations: Ints, maps: Tensor, index: Ints) -> None:
         """Keep the maps ``maps[index]`` of expanded fixations, for losses that train what the policy sees."""

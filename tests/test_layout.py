@@ -18,7 +18,7 @@ FLOORS = [
     ["encoders", "policy_gradient"],
     ["traversal"],
     ["methods"],
-    ["model_file", "ledger", "predict"],
+    ["model_file", "ledger", "occlusion", "predict"],
     ["training", "cohort"],
     ["cli"],
 ]

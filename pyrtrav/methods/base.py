@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyrtrav.encoders.base import Encoder
 from pyrtrav.geometry import Region
 from pyrtrav.methods.criterion import Criterion
-from pyrtrav.sampling import Image
+from pyrtrav.sampling import Image, make_sampler
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
 from pyrtrav.traversal import Generators
@@ -52,6 +52,21 @@ class Model(nn.Module):
         """Pixels that the encoder saw of each image."""
         patch = self.encoder.base_resolution**2
         return [int(n) * patch for n in np.bincount(trace.image, minlength=trace.images)]
+
+    def patches(self, images: Sequence[Image], trace: Trace) -> Float[Tensor, "fixation channels size size"]:
+        """Read again what was looked at, in 0..1 as the encoder took it: from decoded tiles where the cache has them.
+
+        Raises:
+            ConfigError: a method that does not look at patches.
+            PyramidError: an image cannot be read any more.
+        """
+        sampler = make_sampler(images, self.encoder.base_resolution, trace.device)
+        found, errors = sampler(trace.image, trace.region)
+        for error in errors.values():
+            raise error
+        dtype = next(self.parameters()).dtype
+        patches = sampler.palette(found.to(trace.device), trace.image, dtype)
+        return patches if patches.is_floating_point() else patches.to(dtype) / 255
 
     def nodes(self, trace: Trace, image: int) -> tuple[Node, ...]:
         """Return the fixations of one image as plain data, the glance first."""

@@ -24,6 +24,7 @@ Differs from the paper:
 4. In its tree a glimpse's depth is its place in the chain.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,6 +232,14 @@ class Mgnet(Model):
         order = own[np.lexsort((trace.depth[own], trace.image[own]))]
         image = np.flatnonzero(trace.alive)
         return image, order.reshape(len(image), len(order) // max(len(image), 1))
+
+    def patches(self, images: Sequence[Image], trace: Trace) -> Float[Tensor, "fixation channels size size"]:
+        size, by_scale = self.encoder.base_resolution, self.config.by_scale
+        sampler = GlimpseSampler(images, size, trace.device, by_scale=by_scale)
+        found, errors = sampler(trace.image, torch.from_numpy(trace.region).to(trace.device))
+        for error in errors.values():
+            raise error
+        return found
 
     def nodes(self, trace: Trace, image: int) -> tuple[Node, ...]:
         """Return the chain of glimpses of one image."""

@@ -1,0 +1,113 @@
+"""What noise over a place does to a prediction, look by look; where was looked at stays as it was."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyrtrav.encoders import build_encoder
+from pyrtrav.errors import ConfigError
+from pyrtrav.methods import METHODS
+from pyrtrav.methods.topdown import TopDown, TopDownConfig
+from pyrtrav.occlusion import covered, sensitivities
+from pyrtrav.pyramid import open_pyramid
+from pyrtrav.selection import Settings
+from tests.samples import TISSUE
+from tests.small import SmallEncoder, random_image
+
+
+@given(
+    start=st.floats(-100, 100),
+    length=st.floats(1, 500),
+    size=st.integers(1, 20),
+    first=st.floats(-200, 700),
+    side=st.floats(0, 300),
+)
+def test_a_pixel_is_covered_where_its_centre_is(
+    start: float, length: float, size: int, first: float, side: float
+) -> None:
+    pixel = length / size
+    centres = start + (np.arange(size) + 0.5) * pixel
+    found = np.zeros(size, np.bool_)
+    found[covered(start, length, size, first, first + side)] = True
+    sure = np.minimum(abs(centres - first), abs(centres - first - side)) > 1e-6 * pixel + 1e-6
+    assert (found == ((centres >= first) & (centres < first + side)))[sure].all()
+
+
+def test_of_a_glance_each_square_is_covered_by_itself() -> None:
+    torch.manual_seed(0)
+    model = TopDown(TopDownConfig(max_depth=2), SmallEncoder(), 3).eval()
+    image = random_image(0)
+    with torch.inference_mode():
+        trace = model.look([image], Settings("all", depth=0))
+        found = sensitivities(model, image, trace, 0, 1, squares=2, seed=3)
+        patch = torch.from_numpy(image.read(image.bounds, 4).pixels[..., 0] / 255.0).float()[None, None]
+        whole = torch.log_softmax(model.classify(model.encoder(patch).vector), 1)[0, 1]
+        generator = torch.Generator().manual_seed(3)
+        for row in range(2):
+            for column in range(2):
+                noisy = patch.clone()
+                noisy[0, 0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = torch.rand(2, 2, generator=generator)
+                logits = model.classify(model.encoder(noisy).vector)
+                there = torch.log_softmax(logits, 1)[0, 1]
+                assert found[0, row, column] == pytest.approx(float(whole - there), abs=1e-5)
+    assert abs(found).min() > 0
+
+
+def test_every_look_that_shows_a_place_is_covered_there() -> None:
+    """A square as large as the only deep look is also a quarter of the glance."""
+    torch.manual_seed(0)
+    model = TopDown(TopDownConfig(max_depth=1), SmallEncoder(), 3).eval()
+    image = random_image(0)
+    with torch.inference_mode():
+        trace = model.look([image], Settings("topk", k=1, depth=1))
+        found = sensitivities(model, image, trace, 1, 0, squares=1, seed=0)[1, 0, 0]
+        glance, cell = model.patches([image], trace)
+        x, y, side, _ = (trace.region[1] / 4).astype(int).tolist()
+        assert side == 2
+        generator = torch.Generator().manual_seed(0)
+        torch.rand(1, 4, 4, generator=generator), torch.rand(1, 4, 4, generator=generator)  # over the glance
+        glance[:, y : y + 2, x : x + 2] = torch.rand(1, 2, 2, generator=generator)
+        cell[:] = torch.rand(1, 4, 4, generator=generator)
+        vectors = model.encoder(torch.stack([glance, cell])).vector
+        before, after = (
+            torch.log_softmax(model.believe(one, 1).double(), 1)[0, 0] for one in (trace, trace.with_vectors(vectors))
+        )
+    assert found == pytest.approx(float(before - after), abs=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_decoded_again_whatever_looked(method: str) -> None:
+    path: Path = TISSUE / "val" / "lesion" / "003.tif"
+    torch.manual_seed(0)
+    encoder = build_encoder("residual", base_resolution=32, widths=[4, 8], channels=3)
+    config = METHODS[method].Config(**({"depth": 2} if method == "mil" else {}))
+    model = METHODS[method].build(config, encoder, 2).eval()
+    with torch.inference_mode(), open_pyramid(path, channels=3) as image:
+        settings = Settings("topk", k=2, depth=2) if "select" in METHODS[method].supports else Settings("all", depth=2)
+        trace = model.look([image], settings)
+        decoded = image.cost.tiles_decoded
+        if method == "fcn":
+            with pytest.raises(ConfigError, match="no patches"):
+                sensitivities(model, image, trace, 0, 0)
+            return
+        vectors = model.encoder(model.patches([image], trace)).vector
+        torch.testing.assert_close(vectors, trace.vector)
+        depth = model.depth_of(image, settings)
+        found = sensitivities(model, image, trace, depth, 0, squares=2)
+        again = sensitivities(model, image, trace, depth, 0, squares=2)
+        assert image.cost.tiles_decoded == decoded > 0
+    assert found.shape == (len(trace.image), 2, 2)
+    assert np.array_equal(found, again)
+    assert abs(found).max() > 0
+
+
+def test_no_squares_are_refused() -> None:
+    torch.manual_seed(0)
+    model, image = TopDown(TopDownConfig(max_depth=1), SmallEncoder(), 3).eval(), random_image(0)
+    trace = model.look([image], Settings("all", depth=0))
+    with pytest.raises(ConfigError, match="at least 1"):
+        sensitivities(model, image, trace, 0, 0, squares=0)
