@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrtrav.files import written_whole
+from pyrtrav.explain.charting import FAINT, INK, save_chart, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT = "#1c1c1c", "#606060"
 BY_DEPTH, BY_BUDGET = "#0072b2", "#d55e00"
 """Blue and vermilion of Okabe and Ito: told apart by colour-blind readers, and by their markers in print."""
 
@@ -30,7 +28,6 @@ COST_NAMES = {
     "seconds": "seconds an image, measured on this machine",
 }
 
-_DPI = 150
 _MOST_ROOMY, _MOST_NUMBERED = 8, 25
 """Classes up to which the cells of a confusion matrix have room for counts and shares, and for counts."""
 
@@ -40,30 +37,14 @@ _MOST_NAMED = 50
 
 def save_confusion(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draw how often each true class (row) was taken for which (column)."""
-    with _style():
-        _save(_confusion(report), path, "Confusion matrix")
+    with style():
+        save_chart(_confusion(report), path, "Confusion matrix")
 
 
 def save_cost(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draw accuracy against looks, multiply-accumulates, pixels and seconds, by depth and by budget."""
-    with _style():
-        _save(_cost(report), path, "Accuracy against cost")
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    # Takes a second to import, and only who draws needs it.
-    from matplotlib import style
-
-    # Dollar signs in names of classes and files are no formulas.
-    own = {"font.size": 11, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
-    with style.context(["default", {**own, "text.color": INK, "axes.labelcolor": INK}]):
-        yield
-
-
-def _save(figure: Figure, path: str | os.PathLike[str], title: str) -> None:
-    with written_whole(path) as beside:
-        figure.savefig(beside, format="png", dpi=_DPI, metadata={"Title": title})
+    with style():
+        save_chart(_cost(report), path, "Accuracy against cost")
 
 
 def legible(text: str, length: int = 40) -> str:

@@ -1,0 +1,57 @@
+"""What an encoder is like inside: how far it sees, and at which resolutions its filters work."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyrtrav.encoders.base import Encoder
+from pyrtrav.encoders.multires.encoder import MultiresEncoder
+
+PATCHES = 32
+"""Of noise, over which the receptive field is averaged."""
+
+
+class Portrait(NamedTuple):
+    """Figures of an encoder for a picture."""
+
+    seen: Float[Tensor, "row column"]
+    """How much each pixel of a patch weighs in the feature at the middle of its map, 1 where most."""
+    mixing: Float[Tensor, "layer resolution"] | None
+    """Mixing weights of an encoder that has some (learned filter sizes, figure 3)."""
+    outputs: tuple[int, ...]
+    """The layers whose outputs are mixed, of such an encoder."""
+
+
+def portrait(encoder: Encoder, *, seed: int = 0) -> Portrait:
+    """Return an encoder's effective receptive field and mixing weights.
+
+    The field is the mean size of the gradient of the features in the middle of the map with respect to the pixels, over
+    patches of uniform noise ("Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", Luo
+    et al., 2016).
+    """
+    mixed = isinstance(encoder, MultiresEncoder)
+    return Portrait(
+        _seen(encoder, torch.Generator().manual_seed(seed)),
+        encoder.mixing_table().detach() if mixed else None,
+        encoder.outputs if mixed else (),
+    )
+
+
+def _seen(encoder: Encoder, generator: torch.Generator) -> Tensor:
+    side, weight = encoder.base_resolution, next(iter(encoder.parameters()))
+    training = encoder.training
+    encoder.eval()
+    total = torch.zeros(side, side, dtype=torch.float64)
+    try:
+        for _ in range(PATCHES):
+            patch = torch.rand(1, encoder.channels, side, side, generator=generator).to(weight)
+            patch.requires_grad_(True)
+            features = encoder(patch).map
+            middle = features[0, :, features.shape[2] // 2, features.shape[3] // 2]
+            (gradient,) = torch.autograd.grad(middle.sum(), patch)
+            total += gradient[0].abs().sum(0).double().cpu()
+    finally:
+        encoder.train(training)
+    return total / total.max().clamp(min=torch.finfo(torch.float64).tiny)
