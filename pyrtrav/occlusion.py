@@ -37,7 +37,9 @@ class _Cover(NamedTuple):
 def sensitivities(
     model: Model, image: Image, trace: Trace, depth: int, label: int, *, squares: int = 8, seed: int = 0
 ) -> Float[NDArray[np.float64], "fixation squares squares"]:
-    """Return, in nats, by how much noise over each square lowers the log-probability of a class.
+    """Return, in nats, by how much noise over each square lowers the log-odds of a class against all others.
+
+    Log-odds go on changing where a probability is 1 to the last digit.
 
     Args:
         image: the one that the trace is of.
@@ -54,7 +56,7 @@ def sensitivities(
     if squares < 1:
         raise ConfigError(f"a look is divided into at least 1 square along each side, not {squares}")
     patches = model.patches([image], trace)
-    whole = _log_probability(model, trace, depth, label)
+    whole = _log_odds(model, trace, depth, label)
     generator = torch.Generator().manual_seed(seed)
     found = np.zeros((len(trace.image), squares, squares))
     regions = [Region(*row) for row in trace.region.tolist()]
@@ -65,7 +67,7 @@ def sensitivities(
             own = [i for i, cover in enumerate(covers) if cover.square == square]
             changed = trace.vector.clone()
             changed[[covers[i].fixation for i in own]] = vectors[own]
-            there = _log_probability(model, trace.with_vectors(changed), depth, label)
+            there = _log_odds(model, trace.with_vectors(changed), depth, label)
             found[fixation, square // squares, square % squares] = whole - there
     return found
 
@@ -106,5 +108,7 @@ def _encode(model: Model, patches: Tensor, covers: list[_Cover], generator: torc
     return torch.cat(vectors)
 
 
-def _log_probability(model: Model, trace: Trace, depth: int, label: int) -> float:
-    return float(torch.log_softmax(model.believe(trace, depth).double(), dim=1)[0, label])
+def _log_odds(model: Model, trace: Trace, depth: int, label: int) -> float:
+    logits = model.believe(trace, depth)[0].double()
+    others = torch.arange(len(logits), device=logits.device) != label
+    return float(logits[label] - torch.logsumexp(logits[others], 0))

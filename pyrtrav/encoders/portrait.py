@@ -31,12 +31,10 @@ def portrait(encoder: Encoder, *, seed: int = 0) -> Portrait:
     patches of uniform noise ("Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", Luo
     et al., 2016).
     """
-    mixed = isinstance(encoder, MultiresEncoder)
-    return Portrait(
-        _seen(encoder, torch.Generator().manual_seed(seed)),
-        encoder.mixing_table().detach() if mixed else None,
-        encoder.outputs if mixed else (),
-    )
+    seen = _seen(encoder, torch.Generator().manual_seed(seed))
+    if isinstance(encoder, MultiresEncoder):
+        return Portrait(seen, encoder.mixing_table().detach(), encoder.outputs)
+    return Portrait(seen, None, ())
 
 
 def _seen(encoder: Encoder, generator: torch.Generator) -> Tensor:
