@@ -76,7 +76,7 @@ def compose(
     shapes: Shapes = []
     texts = _header(tree, sizes, size[0] - 2 * sizes.margin)
     x = width + 2 * sizes.margin
-    parts = [_legend(lines, x, sizes.header + bar, sizes)]
+    parts = [_legend(lines, x, sizes.header + bar, sizes)] if lines else []
     if scale is not None:
         parts.append(_colour_bar(scale, x, sizes))
     if tree.mpp:

@@ -1,4 +1,4 @@
-"""The picture of an occlusion: how much the prediction loses where noise covers a place, over the thumbnail."""
+"""The picture of an occlusion: how much the prediction changes where noise covers a place, over the thumbnail."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pyrtrav.errors import ConfigError
-from pyrtrav.explain.colours import ContributionScale
+from pyrtrav.explain.colours import ScoreScale
 from pyrtrav.explain.drawing import Drawing, paint
 from pyrtrav.explain.frame import Frame, check_drawable, draw_thumbnail, frame_of
 from pyrtrav.explain.output import check_picture, is_pdf, save_png
@@ -24,16 +24,20 @@ _MOST_OPAQUE = 0.85
 
 
 @dataclass(frozen=True, slots=True)
-class SensitivityScale(ContributionScale):
-    """Nats that the prediction loses, as colours."""
+class SensitivityScale(ScoreScale):
+    """Nats by which the prediction changes, in either direction as in the paper's figures, as colours."""
 
     @property
     def title(self) -> str:
-        return "lost under noise"
+        return "nats under noise"
+
+    def ticks(self) -> list[tuple[float, str]]:
+        count = round(self.limit / self.step)
+        return [(i / count, f"{float(f'{i * self.step:.3g}'):g}") for i in range(count + 1)]
 
 
 def draw_sensitivity(tree: ParseTree, pyramid: Pyramid, *, width: int = 1200) -> Image.Image:
-    """Return the thumbnail in gray under what noise over each place takes from the prediction, in nats.
+    """Return the thumbnail in gray under how much noise over each place changes the prediction's log-odds, in nats.
 
     Every place has the figure of the finest look that shows it; what the prediction does not depend on stays gray.
 
@@ -71,8 +75,7 @@ def _plan(tree: ParseTree, pyramid: Pyramid, width: int) -> tuple[Drawing, Frame
         raise ConfigError(f"{tree.record['image']}: its tree holds no occlusion; make it again with --occlusion")
     longest = round(max(tree.bounds.width, tree.bounds.height))
     frame = frame_of(tree.bounds, min(width, max(longest, LEAST_LONG_SIDE)), LEAST_SIDE)
-    largest = max(abs(value) for look in tree.record["occlusion"]["looks"] for row in look for value in row)
-    limit = ContributionScale.over(largest)
+    limit = ScoreScale.over(float(_values(tree, frame).max()))  # of what is seen
     scale = SensitivityScale(limit.limit, limit.step)
     return compose(tree, frame, {}, (), scale), frame, scale
 
@@ -80,9 +83,9 @@ def _plan(tree: ParseTree, pyramid: Pyramid, width: int) -> tuple[Drawing, Frame
 def _canvas(tree: ParseTree, pyramid: Pyramid, frame: Frame, scale: SensitivityScale) -> Image.Image:
     """The thumbnail in gray, and over it the colours, which hide it where much is lost."""
     gray = np.asarray(draw_thumbnail(pyramid, frame).convert("L"), np.float64)[..., None]
-    position = (_values(tree, frame) / scale.limit / 2 + 0.5).clip(0, 1)
+    position = (_values(tree, frame) / scale.limit).clip(0, 1)
     shades = np.array([scale.colour(i / 255) for i in range(256)], np.float64)[np.rint(255 * position).astype(int)]
-    opacity = _MOST_OPAQUE * np.sqrt(abs(2 * position - 1))[..., None]
+    opacity = _MOST_OPAQUE * position[..., None] ** 0.8
     return Image.fromarray(np.rint((1 - opacity) * gray + opacity * shades).astype(np.uint8))
 
 
@@ -92,7 +95,7 @@ def _values(tree: ParseTree, frame: Frame) -> NDArray[np.float64]:
     looks = tree.record["occlusion"]["looks"]
     for node in sorted(tree.nodes, key=lambda node: (-node.downsample, node.depth, node.id)):
         left, top, right, bottom = frame.place(node.region)
-        look = np.asarray(looks[node.id], np.float64)
+        look = abs(np.asarray(looks[node.id], np.float64))
         columns = np.arange(max(frame.left, round(left)), min(frame.left + frame.width, round(right)))
         rows = np.arange(max(frame.top, round(top)), min(frame.top + frame.height, round(bottom)))
         if len(columns) and len(rows):
