@@ -13,7 +13,7 @@ from pyrtrav.encoders.base import Encoder
 from pyrtrav.geometry import Region
 from pyrtrav.methods.criterion import Criterion
 from pyrtrav.sampling import Image
-from pyrtrav.selection import Settings
+from pyrtrav.selection import EDGE_SELECTS, Select, Settings
 from pyrtrav.trace import Trace
 from pyrtrav.traversal import Generators
 from pyrtrav.tree import Cell, Node
@@ -73,6 +73,10 @@ class Objective(nn.Module):
 
     criterion: Criterion = Criterion()
     """How a belief is scored against its label; the trainer sets it from its options."""
+    passes: int = 1
+    """Steps of the optimiser that a batch gets: the first by `forward`, the others by `again`."""
+    again: Callable[[], Tensor] | None = None
+    """Set by `forward`, where there are more passes: the loss once more, on what that call collected."""
 
     @abstractmethod
     def forward(
@@ -97,6 +101,8 @@ class Stage:
     name: str
     depth: int
     objective: Objective
+    select: Select = "sample"
+    """How validation looks during the stage."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,8 @@ class Method:
     """(config, encoder, number of classes) -> model."""
     stages: Callable[[Any], Sequence[Stage]]
     """Training stages, in order."""
+    selects: tuple[Select, ...] = EDGE_SELECTS
+    """The selections that it knows, where it supports "select"."""
 
 
 def nodes_of(trace: Trace, image: int, base_resolution: int, grid_cells: int) -> tuple[Node, ...]:

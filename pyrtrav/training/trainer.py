@@ -248,7 +248,7 @@ class Trainer:
 
     def _validate(self, stage: Stage) -> dict[str, float]:
         """Judge the weights on the validation images, and set them aside where they are the best so far."""
-        settings = self._sampling(stage.depth)
+        settings = dataclasses.replace(self._sampling(stage.depth), select=stage.select)
         first = ranks.rank() == 0
         own = validate(self.model, self.dataset.split("val"), self.images, settings) if first else {}
         found: dict[str, float] = ranks.gather(own)[0]
