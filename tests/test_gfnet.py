@@ -1,5 +1,6 @@
 """Glance and focus: where it looks, what it believes, what each stage trains, and what it costs."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,12 +132,12 @@ def test_selections() -> None:
 
 def test_random_places_cover_the_image_evenly() -> None:
     image = random_image(0, 400, 100)
-    model = small_model(GfnetConfig(looks=301, hidden=4, policy_hidden=4))
+    model = small_model(GfnetConfig(looks=201, hidden=4, policy_hidden=4))
     with torch.inference_mode():
-        region = model.look([image], Settings("random", depth=300), seeded(count=1)).region[1:]
+        region = model.look([image], Settings("random", depth=200), seeded(count=1)).region[1:]
     for axis, most in ((0, 396), (1, 96)):
-        share = np.histogram(region[:, axis], 4, (0, most))[0] / 300
-        assert share == pytest.approx([0.25] * 4, abs=0.08)
+        share = np.histogram(region[:, axis], 4, (0, most))[0] / 200
+        assert share == pytest.approx([0.25] * 4, abs=0.1)
 
 
 def test_draws_are_gaussian_around_the_means() -> None:
@@ -156,10 +157,10 @@ def test_how_large_a_patch_is() -> None:
     image = random_image(0, 200, 150)
     asked = {
         4.0: GfnetConfig(),
-        12.0: GfnetConfig(downsample=3),
+        12.0: GfnetConfig(downsample=3.0),
         50.0: GfnetConfig(halvings=2),
-        16.0: GfnetConfig(downsample=4, halvings=20),
-        200.0: GfnetConfig(downsample=1000),
+        16.0: GfnetConfig(downsample=4.0, halvings=20),
+        200.0: GfnetConfig(downsample=1000.0),
         4.001: GfnetConfig(finest_mpp=2.0),
     }
     for side, config in asked.items():
@@ -173,7 +174,12 @@ def test_actions_are_shares_of_the_glance_and_stay_in_the_image() -> None:
     places = Places.of(GfnetConfig(), [random_image(0, 104, 54)], 4)
     zero = np.zeros(1, np.int64)
     # The image is 104 x 54, in a glance of 104 x 104 that begins 25 above it; corners range over 100.
-    for action, corner in (((0.5, 0.5), (50, 25)), ((0.123, 0.3), (12, 5)), ((0, 0), (0, 0)), ((2, 0.99), (100, 50))):
+    for action, corner in (
+        ((0.5, 0.5), (50, 25)),
+        ((0.123, 0.3), (12, 5)),
+        ((0.0, 0.0), (0, 0)),
+        ((2.0, 0.99), (100, 50)),
+    ):
         assert places.at(zero, np.array([action])).tolist() == [[*map(float, corner), 4.0, 4.0]]
 
 
@@ -274,16 +280,18 @@ def test_statistics_stand_still_while_the_policy_learns() -> None:
 def test_the_loss_of_looks_written_out() -> None:
     model = small_model(GfnetConfig(looks=3, hidden=8, policy_hidden=8, encoder_weight=0.7))
     objective = LookLoss(model.config, 2, "random")
-    loss, metrics, trace = objective(model, IMAGES, LABELS, torch.Generator().manual_seed(0))
-    total = 0.0
+    with torch.no_grad():
+        loss, _, trace = objective(model, IMAGES, LABELS, torch.Generator().manual_seed(0))
+    written = 0.0
     for number, label in enumerate(LABELS.tolist()):
         vectors = trace.vector[torch.from_numpy(trace.fixations_of(number))]
         for look in range(3):
-            believed = model.believe(trace, look)[number]
-            own = (model.judge_focus if look else model.judge_glance)(vectors[look])
+            with torch.no_grad():
+                believed = model.believe(trace, look)[number]
+                own = (model.judge_focus if look else model.judge_glance)(vectors[look])
             for weight, logits in ((1.0, believed), (0.7, own)):
-                total -= weight * float(torch.log_softmax(logits, 0)[label]) / 9
-    assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
+                written -= weight * float(torch.log_softmax(logits, 0)[label]) / 9
+    assert float(loss) == pytest.approx(written, rel=1e-5)
 
 
 def test_a_reward_is_the_gain_of_the_true_class() -> None:
@@ -383,7 +391,7 @@ def test_only_its_own_selections_are_taken(folder: Path, tmp_path: Path) -> None
     dataset = load_dataset(folder)
     for method, known, unknown in (("gfnet", "centre", "topk"), ("topdown", "topk", "centre")):
         card = plan_training(dataset, method=method, assignments=["base_resolution=16", "widths=[4,8]"])[0]
-        save_model(tmp_path / method, build_model(card), card)
+        save_model(tmp_path / method, build_model(card), replace(card, selection={"select": "all"}))
         predictor = Predictor(tmp_path / method, device="cpu")
         assert predictor.settings(select=known, k=2 if known == "topk" else None).select == known
         with pytest.raises(ConfigError, match=f"has no selection `{unknown}`; it has: .*`?{known}"):

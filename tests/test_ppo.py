@@ -26,9 +26,8 @@ def test_returns_by_hand() -> None:
 def test_returns_are_normalised_over_images_and_steps() -> None:
     values = torch.tensor([[1.0, 5.0], [3.0, 3.0]], dtype=DOUBLE)
     # Mean 3, variance (4 + 4 + 0 + 0) / 4 = 2.
-    torch.testing.assert_close(
-        normalised(values), torch.tensor([[-2.0, 2.0], [0.0, 0.0]], dtype=DOUBLE) / (2**0.5 + 1e-5)
-    )
+    expected = torch.tensor([[-2.0, 2.0], [0.0, 0.0]], dtype=DOUBLE) / (2**0.5 + 1e-5)
+    torch.testing.assert_close(normalised(values), expected)
     assert not normalised(torch.full((2, 3), 0.7)).abs().max() > 1e-2
     assert normalised(torch.zeros(0, 3)).shape == (0, 3)
 
@@ -78,7 +77,7 @@ def test_a_policy_finds_the_best_place(passes: int) -> None:
     mean = torch.full((2, 2), 0.5, requires_grad=True)
     value = torch.zeros(2, requires_grad=True)
     optimizer = torch.optim.Adam([mean, value], lr=0.02)
-    for _ in range(150 // passes):
+    for _ in range(150):
         action = (mean + 0.1 * torch.randn(64, 2, 2, generator=generator)).detach()
         returns = normalised(discounted_returns(-(action - best).square().sum(2), 0.7))
         old = gaussian_log_prob(action, mean.expand(64, 2, 2), 0.1).detach()

@@ -13,7 +13,7 @@ def chains(trace: Trace, depth: int) -> tuple[Ints, Ints]:
     own = np.flatnonzero((trace.depth <= depth) & trace.alive[trace.image])
     order = own[np.lexsort((trace.depth[own], trace.image[own]))]
     image = np.flatnonzero(trace.alive)
-    return image, order.reshape(len(image), len(order) // max(len(image), 1))
+    return image, order.reshape(len(image), len(order) // len(image) if len(image) else depth + 1)
 
 
 def chain_nodes(trace: Trace, image: int, base_resolution: int) -> tuple[Node, ...]:

@@ -29,8 +29,8 @@ class TrainingConfig:
     batch_size: int = 16
     """Images a step."""
     lr: float | tuple[float, ...] = 2e-3
-    """Adam's step, one for all stages or one each; in each stage it drops to a fifth when 80 % of its epochs are done, and again at 90 % (the paper's
-    schedule). It changes between epochs, never within one."""
+    """Adam's step, one for all stages or one each; in each stage it drops to a fifth when 80 % of its epochs are done,
+    and again at 90 % (the paper's schedule). It changes between epochs, never within one."""
     weight_decay: float = 0.0
     """Decoupled (AdamW), 0 or more."""
     clip: float = 5.0

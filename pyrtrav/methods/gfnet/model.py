@@ -137,7 +137,7 @@ class Gfnet(Model):
     def seen(self, trace: Trace, rows: Ints) -> Float[Tensor, "image look channel"]:
         """Return the vectors of chains of looks."""
         index = torch.from_numpy(rows).to(trace.device)
-        return take_rows(trace.vector, index.flatten()).view(*index.shape, -1)
+        return take_rows(trace.vector, index.flatten()).view(*index.shape, trace.vector.shape[1])
 
     def judge(self, vectors: Float[Tensor, "image look channel"]) -> Float[Tensor, "image look label"]:
         """Return the logits of each look alone, by its encoder's own classifier."""
