@@ -54,7 +54,7 @@ def make_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def batches(images: Tensor, labels: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield an epoch's batches in random order."""
-    for chosen in torch.randperm(len(images), generator=generator).split(size):
+    for chosen in torch.split(torch.randperm(len(images), generator=generator), size):
         yield images[chosen], labels[chosen]
 
 
@@ -63,7 +63,7 @@ def accuracies(model: Gfnet, images: Tensor, labels: Tensor, select: Select) -> 
     model.eval()
     correct = torch.zeros(model.max_depth + 1)
     with torch.inference_mode():
-        for own, truth in zip(images.split(256), labels.split(256), strict=True):
+        for own, truth in zip(torch.split(images, 256), torch.split(labels, 256), strict=True):
             settings = Settings(select, depth=model.max_depth)
             trace = model.look(ImageStack(own), settings, torch.Generator().manual_seed(0))
             beliefs = [model.believe(trace, depth) for depth in range(model.max_depth + 1)]
@@ -111,7 +111,8 @@ def main() -> None:
         begun = time.perf_counter()
         train_stage(model, stage, data, epochs, lr, 64)
         seconds = round(time.perf_counter() - begun, 1)
-        rows.append({"stage": stage.name, "seconds": seconds, **{s: accuracies(model, *test, s) for s in SELECTS}})
+        found: dict[str, list[float]] = {select: accuracies(model, *test, select) for select in SELECTS}
+        rows.append({"stage": stage.name, "seconds": seconds, **found})
         print(json.dumps(rows[-1]), flush=True)
     make_folder(args.out)
     with written_whole(args.out / "results.json") as beside:

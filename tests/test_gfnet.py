@@ -177,7 +177,7 @@ def test_actions_are_shares_of_the_glance_and_stay_in_the_image() -> None:
     for action, corner in (
         ((0.5, 0.5), (50, 25)),
         ((0.123, 0.3), (12, 5)),
-        ((0.0, 0.0), (0, 0)),
+        ((-0.3, 0.0), (0, 0)),
         ((2.0, 0.99), (100, 50)),
     ):
         assert places.at(zero, np.array([action])).tolist() == [[*map(float, corner), 4.0, 4.0]]
