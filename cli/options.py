@@ -14,7 +14,7 @@ Model = Annotated[
 Select = Annotated[
     str | None,
     typer.Option(
-        help="sample, threshold or topk; default: what the model file says.",
+        help="sample, threshold or topk; of gfnet all, sample, random or centre; default: what the model file says.",
         metavar="NAME",
         rich_help_panel=_PANEL,
     ),

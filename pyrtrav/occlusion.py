@@ -20,6 +20,7 @@ from pyrtrav.errors import ConfigError
 from pyrtrav.geometry import Region
 from pyrtrav.methods.base import Model
 from pyrtrav.sampling import Image
+from pyrtrav.selection import Ints
 from pyrtrav.trace import Trace
 
 ENCODE_BATCH = 256
@@ -62,7 +63,7 @@ def sensitivities(
     regions = [Region(*row) for row in trace.region.tolist()]
     for fixation, region in enumerate(regions):
         covers = list(_covers(region, regions, squares, patches.shape[-1]))
-        vectors = _encode(model, patches, covers, generator)
+        vectors = _encode(model, patches, trace.depth, covers, generator)
         for square in range(squares**2):
             own = [i for i, cover in enumerate(covers) if cover.square == square]
             changed = trace.vector.clone()
@@ -95,16 +96,17 @@ def covered(start: float, length: float, size: int, first: float, last: float) -
     return slice(until(first), until(last))
 
 
-def _encode(model: Model, patches: Tensor, covers: list[_Cover], generator: torch.Generator) -> Tensor:
+def _encode(model: Model, patches: Tensor, depth: Ints, covers: list[_Cover], generator: torch.Generator) -> Tensor:
     """The vectors of looks with noise over their part of a square (cover axis)."""
     vectors = []
     for start in range(0, len(covers), ENCODE_BATCH):
         some = covers[start : start + ENCODE_BATCH]
-        noisy = patches[[cover.fixation for cover in some]]
+        looks = np.array([cover.fixation for cover in some])
+        noisy = patches[looks]
         for patch, cover in zip(noisy, some, strict=True):
             place = patch[:, cover.rows, cover.columns]
             place.copy_(torch.rand(place.shape, generator=generator))
-        vectors.append(model.encoder(noisy).vector)
+        vectors.append(model.encode_looks(noisy, depth[looks]))
     return torch.cat(vectors)
 
 

@@ -24,7 +24,7 @@ from pyrtrav.pyramid.inspect import fingerprint
 from pyrtrav.pyramid.open import check_isolate, check_mpp
 from pyrtrav.pyramid.source import full_name, short_name
 from pyrtrav.pyramid.time_limit import TimeLimit, check_seconds
-from pyrtrav.selection import Settings
+from pyrtrav.selection import SELECTS, Settings
 from pyrtrav.trace import Trace
 from pyrtrav.tree import RESULT_SCHEMA, ParseTree, Record
 
@@ -189,8 +189,13 @@ class Predictor:
         method = find_method(self.loaded.card.method)
         needs = {"select": "select", "tau": "select", "k": "select", "budget": "budget", "depth": "cells"}
         for option, value in asked.items():
-            if value is not None and needs[option] not in method.supports:
+            selection = {"tau": "threshold", "k": "topk"}.get(option, method.selects[0])
+            if value is not None and (needs[option] not in method.supports or selection not in method.selects):
                 raise ConfigError(f"method {method.name!r} has no option --{option}")
+        if asked["select"] in set(SELECTS) - set(method.selects):
+            raise ConfigError(
+                f"method {method.name!r} has no selection `{asked['select']}`; it has: {', '.join(method.selects)}"
+            )
 
     @property
     def name(self) -> str:

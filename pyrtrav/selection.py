@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from pyrtrav.errors import ConfigError
 
-Select = Literal["sample", "threshold", "topk", "budget", "all"]
-SELECTS: tuple[str, ...] = ("sample", "threshold", "topk", "budget", "all")
+Select = Literal["sample", "threshold", "topk", "budget", "all", "random", "centre"]
+EDGE_SELECTS: tuple[Select, ...] = ("sample", "threshold", "topk", "budget", "all")
+"""Those that choose among the cells of a grid."""
+SELECTS: tuple[Select, ...] = (*EDGE_SELECTS, "random", "centre")
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -29,7 +31,9 @@ class Settings:
 
     select: Select = "threshold"
     """``sample``: Bernoulli draws (the paper; training). ``threshold``: probability above tau. ``topk``: the k most
-    probable cells of each fixation. ``budget``: best path products alone. ``all``: every candidate."""
+    probable cells of each fixation. ``budget``: best path products alone. ``all``: every candidate. A chain of looks
+    takes ``all`` as what its policy would rather, ``sample`` as a draw of it; in place of the policy ``random`` looks
+    anywhere, ``centre`` at the middle."""
     tau: tuple[float, ...] | None = None
     """One threshold per depth of the deciding fixation, 0..1; the last one serves all deeper ones."""
     k: int | None = None
@@ -80,7 +84,13 @@ class Settings:
 def eligible_edges(
     settings: Settings, probability: Floats, depth: Ints, parent: Ints, cell: Ints, draws: Floats | None
 ) -> Bools:
-    """Which new edges (edge axis) the rule allows; ``depth`` is the parent's, ``draws`` uniforms for ``sample``."""
+    """Which new edges (edge axis) the rule allows; ``depth`` is the parent's, ``draws`` uniforms for ``sample``.
+
+    Raises:
+        ConfigError: the rule is not one for cells.
+    """
+    if settings.select not in EDGE_SELECTS:
+        raise ConfigError(f"selection `{settings.select}` chooses no cells of a grid; choose {', '.join(EDGE_SELECTS)}")
     if settings.select == "sample":
         assert draws is not None
         return draws < probability

@@ -421,6 +421,7 @@ class Purpose(IntEnum):
     TILES = 1
     GUIDE = 2
     PLACES = 3
+    PATCHES = 4
 
 
 def own_draws(generator: Generators | None, image: int, images: int, count: int, purpose: Purpose) -> Floats:

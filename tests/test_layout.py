@@ -15,7 +15,7 @@ FLOORS = [
     ["pyramid"],
     ["explain", "explanation", "formats", "doctor"],
     ["ranks", "selection", "trace", "colours", "sampling", "glimpses", "tiling"],
-    ["encoders", "policy_gradient"],
+    ["encoders", "policy_gradient", "ppo"],
     ["traversal"],
     ["methods"],
     ["model_file", "ledger", "occlusion", "predict"],

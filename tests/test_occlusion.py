@@ -78,9 +78,7 @@ def test_every_look_that_shows_a_place_is_covered_there() -> None:
         glance[:, y : y + 2, x : x + 2] = torch.rand(1, 2, 2, generator=generator)
         cell[:] = torch.rand(1, 4, 4, generator=generator)
         vectors = model.encoder(torch.stack([glance, cell])).vector
-        before, after = (
-            log_odds(model.believe(one, 1), 0) for one in (trace, trace.with_vectors(vectors))
-        )
+        before, after = (log_odds(model.believe(one, 1), 0) for one in (trace, trace.with_vectors(vectors)))
     assert found == pytest.approx(before - after, abs=1e-6)
 
 
@@ -99,7 +97,7 @@ def test_nothing_is_decoded_again_whatever_looked(method: str) -> None:
             with pytest.raises(ConfigError, match="no patches"):
                 sensitivities(model, image, trace, 0, 0)
             return
-        vectors = model.encoder(model.patches([image], trace)).vector
+        vectors = model.encode_looks(model.patches([image], trace), trace.depth)
         torch.testing.assert_close(vectors, trace.vector)
         depth = model.depth_of(image, settings)
         found = sensitivities(model, image, trace, depth, 0, squares=2)

@@ -147,14 +147,20 @@ def test_a_model_file_is_all_that_is_needed(
     name: str, method: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    options = {"fcn": {}, "topdown": {"max_depth": 1}, "mil": {"depth": 1}, "mgnet": {"glimpses": 4}}
+    options = {
+        "fcn": {},
+        "topdown": {"max_depth": 1},
+        "mil": {"depth": 1},
+        "mgnet": {"glimpses": 4},
+        "gfnet": {"looks": 3},
+    }
     card = ModelCard(
         method,
         EncoderSpec(f"hf:{folders[name]}"),
         options[method],
         ("a", "b"),
         3,
-        max_depth={"topdown": 1, "mgnet": 3}.get(method, 0),
+        max_depth={"topdown": 1, "mgnet": 3, "gfnet": 2}.get(method, 0),
         selection={"select": "budget", "budget": 4} if method == "topdown" else {"select": "all"},
     )
     if method == "fcn":

@@ -35,6 +35,7 @@ CASES = {
     "hints": ("topdown", [*TOPDOWN, "guide=0.5", "lambda_g=2"]),
     "hints in parts": ("topdown", [*TOPDOWN, "lambda_v=0", "accumulate=2"]),
     "lesson": ("topdown", [*TOPDOWN, "lesson=true"]),
+    "policy": ("gfnet", ["looks=3", "passes=2", "accumulate=2", "base_resolution=16", "widths=[4,8]", "batch_size=6"]),
     "mil": ("mil", ["depth=1", "tiles=2", "base_resolution=16", "widths=[4,8]", "batch_size=6"]),
     "fcn": ("fcn", ["halvings=1", "base_resolution=16", "widths=[4,8]", "batch_size=6", "label_smoothing=0.1"]),
 }
@@ -61,7 +62,7 @@ def two_steps(folder: Path, out: Path, method: str, options: list[str]) -> dict[
     with torch.no_grad():
         for weight in trainer.model.parameters():
             weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    stage = trainer.stages[0 if out.name == "lesson" else -1]
+    stage = trainer.stages[{"lesson": 0, "policy": 2}.get(out.name, -1)]
     stepper = Stepper(trainer.model, stage, trainer.optimizer, trainer.images, trainer.config, trainer.hints)
     members = [Member(example, (0, i)) for i, example in enumerate(trainer.dataset.split("train"))]
     found: dict[str, Tensor] = {}

@@ -3,11 +3,12 @@
 from pyrtrav.errors import ConfigError, nearest_name
 from pyrtrav.methods.base import Method, Model, Objective, Stage
 from pyrtrav.methods.fcn import METHOD as FCN
+from pyrtrav.methods.gfnet import METHOD as GFNET
 from pyrtrav.methods.mgnet import METHOD as MGNET
 from pyrtrav.methods.mil import METHOD as MIL
 from pyrtrav.methods.topdown import METHOD as TOPDOWN
 
-METHODS: dict[str, Method] = {method.name: method for method in (TOPDOWN, MGNET, FCN, MIL)}
+METHODS: dict[str, Method] = {method.name: method for method in (TOPDOWN, MGNET, GFNET, FCN, MIL)}
 
 
 def find_method(name: str) -> Method:

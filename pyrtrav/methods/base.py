@@ -13,7 +13,7 @@ from pyrtrav.encoders.base import Encoder
 from pyrtrav.geometry import Region
 from pyrtrav.methods.criterion import Criterion
 from pyrtrav.sampling import Image, make_sampler
-from pyrtrav.selection import Settings
+from pyrtrav.selection import EDGE_SELECTS, Ints, Select, Settings
 from pyrtrav.trace import Trace
 from pyrtrav.traversal import Generators
 from pyrtrav.tree import Cell, Node
@@ -68,6 +68,13 @@ class Model(nn.Module):
         patches = sampler.palette(found.to(trace.device), trace.image, dtype)
         return patches if patches.is_floating_point() else patches.to(dtype) / 255
 
+    def encode_looks(
+        self, patches: Float[Tensor, "fixation channels size size"], depth: Ints
+    ) -> Float[Tensor, "fixation channel"]:
+        """Return the vectors that a trace would hold of patches at these depths (fixation axis)."""
+        vectors: Tensor = self.encoder(patches).vector
+        return vectors
+
     def nodes(self, trace: Trace, image: int) -> tuple[Node, ...]:
         """Return the fixations of one image as plain data, the glance first."""
         return nodes_of(trace, image, self.encoder.base_resolution, self.grid_cells)
@@ -88,6 +95,10 @@ class Objective(nn.Module):
 
     criterion: Criterion = Criterion()
     """How a belief is scored against its label; the trainer sets it from its options."""
+    passes: int = 1
+    """Steps of the optimiser that a batch gets: the first by `forward`, the others by `again`."""
+    again: Callable[[], Tensor] | None = None
+    """Set by `forward`, where there are more passes: the loss once more, on what that call collected."""
 
     @abstractmethod
     def forward(
@@ -112,6 +123,8 @@ class Stage:
     name: str
     depth: int
     objective: Objective
+    select: Select = "sample"
+    """How validation looks during the stage."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,8 @@ class Method:
     """(config, encoder, number of classes) -> model."""
     stages: Callable[[Any], Sequence[Stage]]
     """Training stages, in order."""
+    selects: tuple[Select, ...] = EDGE_SELECTS
+    """The selections that it knows, where it supports "select"."""
 
 
 def nodes_of(trace: Trace, image: int, base_resolution: int, grid_cells: int) -> tuple[Node, ...]:

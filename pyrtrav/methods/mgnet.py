@@ -36,9 +36,9 @@ from torch import Tensor, nn
 from pyrtrav.config import check_range
 from pyrtrav.encoders.base import Encoder, count_macs, init_xavier
 from pyrtrav.errors import ConfigError
-from pyrtrav.geometry import Region
 from pyrtrav.glimpses import GlimpseSampler
 from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
+from pyrtrav.methods.chain import chain_nodes, chains
 from pyrtrav.policy_gradient import batch_mean, log_likelihood
 from pyrtrav.sampling import Image, Images, root_of
 from pyrtrav.selection import Ints, Settings
@@ -219,19 +219,12 @@ class Mgnet(Model):
     def believe(self, trace: Trace, depth: int) -> Float[Tensor, "image label"]:
         """Return the global classifier's logits after ``depth + 1`` glimpses, or as many as there were."""
         zeros = self.classify.weight.new_zeros(trace.images, self.classify.out_features)
-        image, rows = self.chains(trace, depth)
+        image, rows = chains(trace, depth)
         if not len(image):
             return zeros
         seen = self._seen(trace, rows)
         logits: Tensor = self.classify(self.fusion(seen))
         return zeros.index_copy(0, torch.from_numpy(image).to(trace.device), logits)
-
-    def chains(self, trace: Trace, depth: int) -> tuple[Ints, Ints]:
-        """Images without an error, and the glimpses of each (image, glimpse), in order."""
-        own = np.flatnonzero((trace.depth <= depth) & trace.alive[trace.image])
-        order = own[np.lexsort((trace.depth[own], trace.image[own]))]
-        image = np.flatnonzero(trace.alive)
-        return image, order.reshape(len(image), len(order) // max(len(image), 1))
 
     def patches(self, images: Sequence[Image], trace: Trace) -> Float[Tensor, "fixation channels size size"]:
         size, by_scale = self.encoder.base_resolution, self.config.by_scale
@@ -242,14 +235,7 @@ class Mgnet(Model):
         return found
 
     def nodes(self, trace: Trace, image: int) -> tuple[Node, ...]:
-        """Return the chain of glimpses of one image."""
-        base = self.encoder.base_resolution
-        own = trace.fixations_of(image)
-        regions = [Region(*row) for row in trace.region[own].tolist()]
-        return tuple(
-            Node(i, (i - 1,) if i else (), i, i, region, region.width / base, 1.0, None, ())
-            for i, region in enumerate(regions)
-        )
+        return chain_nodes(trace, image, self.encoder.base_resolution)
 
     def contributions(self, trace: Trace, image: int, depth: int, label: int) -> list[float | None]:
         """Each glimpse after the first is left out of the attention by turns; where the others lie is held fixed."""
@@ -300,7 +286,7 @@ class GlimpseLoss(Objective):
         logits = [model.believe(trace, depth)[alive] for depth in range(self.config.glimpses)]
         values = torch.stack([self.criterion(each, target) for each in logits], dim=1).mean(1)
         loss = -(1 - self.config.alpha if self.config.glimpses > 1 else 1.0) * batch_mean(values)
-        rows = model.chains(trace, self.config.max_depth)[1]
+        rows = chains(trace, self.config.max_depth)[1]
         later = torch.from_numpy(rows[:, 1:]).to(trace.device)
         if later.numel() and self.config.alpha:
             judged = [self.criterion(model.judge(trace.vector[column]), target) for column in later.T]

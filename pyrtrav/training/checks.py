@@ -122,7 +122,8 @@ def check_weights(model: torch.nn.Module, place: str, config: TrainingConfig) ->
 
 
 def _diverged(what: str, place: str, config: TrainingConfig) -> ConfigError:
+    spoken = ", ".join(f"{lr:g}" for lr in (config.lr if isinstance(config.lr, tuple) else (config.lr,)))
     return ConfigError(
-        f"{what} not finite since {place}: the steps are too long. Lower lr (now {config.lr:g}) or clip (now "
+        f"{what} not finite since {place}: the steps are too long. Lower lr (now {spoken}) or clip (now "
         f"{config.clip:g}) and train anew into another --out"
     )

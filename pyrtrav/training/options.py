@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pyrtrav.config import check_range
 from pyrtrav.errors import ConfigError
+
+N = TypeVar("N", int, float)
 
 Keep = Literal["last", "accuracy", "balanced_accuracy", "auroc", "f1", "calibration_error", "loss"]
 
@@ -26,9 +28,9 @@ class TrainingConfig:
     """Epochs a stage; one value for all stages, or one each."""
     batch_size: int = 16
     """Images a step."""
-    lr: float = 2e-3
-    """Adam's step; in each stage it drops to a fifth when 80 % of its epochs are done, and again at 90 % (the paper's
-    schedule). It changes between epochs, never within one."""
+    lr: float | tuple[float, ...] = 2e-3
+    """Adam's step, one for all stages or one each; in each stage it drops to a fifth when 80 % of its epochs are done,
+    and again at 90 % (the paper's schedule). It changes between epochs, never within one."""
     weight_decay: float = 0.0
     """Decoupled (AdamW), 0 or more."""
     clip: float = 5.0
@@ -81,8 +83,9 @@ class TrainingConfig:
         check_range(self, "shift", least=0, most=1)
         if not isinstance(self.class_weights, str):
             check_range(self, "class_weights", above=0)
-        if self.epochs == ():
-            raise ConfigError("epochs needs a number for each stage, or one for all; got none")
+        for name in ("epochs", "lr"):
+            if getattr(self, name) == ():
+                raise ConfigError(f"{name} needs a number for each stage, or one for all; got none")
         if self.accumulate > self.batch_size:
             raise ConfigError(
                 f"accumulate must be at most batch_size, which it divides: {self.accumulate} parts of "
@@ -91,7 +94,16 @@ class TrainingConfig:
 
     def epochs_of(self, stages: int) -> tuple[int, ...]:
         """Epochs of each stage."""
-        epochs = self.epochs if isinstance(self.epochs, tuple) else (self.epochs,) * stages
-        if len(epochs) != stages:
-            raise ConfigError(f"epochs has {len(epochs)} values for {stages} stages")
-        return epochs
+        return _of_each("epochs", self.epochs, stages)
+
+    def lr_of(self, stages: int) -> tuple[float, ...]:
+        """Adam's step in each stage."""
+        return _of_each("lr", self.lr, stages)
+
+
+def _of_each(name: str, value: N | tuple[N, ...], stages: int) -> tuple[N, ...]:
+    """One value for all stages, or one each."""
+    values = value if isinstance(value, tuple) else (value,) * stages
+    if len(values) != stages:
+        raise ConfigError(f"{name} has {len(values)} values for {stages} stages")
+    return values

@@ -5,7 +5,7 @@ So a step gives the same whoever takes it: a run that was resumed, or the proces
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -102,23 +102,38 @@ class Stepper:
         self.images, self.config, self.hints = images, config, hints or Hints()
 
     def step(self, batch: Sequence[Member], progress: float) -> StepReport:
-        """Move the weights once; ``progress`` (0 to 1) is the stage's. Nothing moves where no image can be read."""
+        """Move the weights; ``progress`` (0 to 1) is the stage's. Nothing moves where no image can be read."""
         self.optimizer.zero_grad(set_to_none=True)
         done = StepReport()
+        again: list[tuple[Callable[[], Tensor], int]] = []
         for part in range(self.config.accumulate):
             mine = batch[part :: self.config.accumulate][ranks.rank() :: ranks.count()]
-            done += self._part(mine, progress)
-        ranks.add_gradients(self.model.parameters())
-        if done.seen:
-            for weight in self.model.parameters():
-                if weight.grad is not None:
-                    weight.grad /= done.seen
-            policy = self.model.policy_weights()
-            chosen = {id(weight) for weight in policy}
-            for weights in (policy, [weight for weight in self.model.parameters() if id(weight) not in chosen]):
-                torch.nn.utils.clip_grad_norm_(weights, self.config.clip)
-            self.optimizer.step()
+            report = self._part(mine, progress)
+            if report.seen and self.stage.objective.again is not None:
+                again.append((self.stage.objective.again, report.seen))
+            done += report
+        self._move(done.seen)
+        for _ in range(1, self.stage.objective.passes):
+            self.optimizer.zero_grad(set_to_none=True)
+            for loss_of, seen in again:
+                loss = loss_of() * seen
+                loss.backward()  # type: ignore[no-untyped-call]
+            self._move(done.seen)
         return done
+
+    def _move(self, seen: int) -> None:
+        """Take a step of the optimiser along the gradients, which are sums over the images seen."""
+        ranks.add_gradients(self.model.parameters())
+        if not seen:
+            return
+        for weight in self.model.parameters():
+            if weight.grad is not None:
+                weight.grad /= seen
+        policy = self.model.policy_weights()
+        chosen = {id(weight) for weight in policy}
+        for weights in (policy, [weight for weight in self.model.parameters() if id(weight) not in chosen]):
+            torch.nn.utils.clip_grad_norm_(weights, self.config.clip)
+        self.optimizer.step()
 
     def _part(self, batch: Sequence[Member], progress: float) -> StepReport:
         """Add the gradients of a part of the batch, times its images; ``batch`` is this process's share of it."""

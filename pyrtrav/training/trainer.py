@@ -86,14 +86,14 @@ class Trainer:
         self.model.encoder.running = Running(bfloat16, config.recompute)
         if config.keep_vectors:
             keep_vectors(self.model, config.keep_vectors << 20)
-        self.epochs = config.epochs_of(len(self.stages))
+        self.epochs, self.lr = config.epochs_of(len(self.stages)), config.lr_of(len(self.stages))
         check_plan(config, dataset, card.channels)
         labels = [example.label for example in dataset.split("train")]
         weights = class_weights(config.class_weights, labels, dataset.classes)
         for stage in self.stages:
             stage.objective.to(self.device)
             stage.objective.criterion = Criterion(config.label_smoothing, weights)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr[0], weight_decay=config.weight_decay)
         self.images = OpenImages(
             dataset.classes,
             self.model.encoder.base_resolution,
@@ -237,7 +237,7 @@ class Trainer:
         done = self.at.epoch / self.epochs[self.at.stage]
         factor = 0.04 if done >= 0.9 else 0.2 if done >= 0.8 else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * factor
+            group["lr"] = self.lr[self.at.stage] * factor
 
     def _check_failed(self) -> str | None:
         return check_failed(self.at.failed, len(self.dataset.split("train")), strict=self.config.strict)
@@ -248,7 +248,7 @@ class Trainer:
 
     def _validate(self, stage: Stage) -> dict[str, float]:
         """Judge the weights on the validation images, and set them aside where they are the best so far."""
-        settings = self._sampling(stage.depth)
+        settings = dataclasses.replace(self._sampling(stage.depth), select=stage.select)
         first = ranks.rank() == 0
         own = validate(self.model, self.dataset.split("val"), self.images, settings) if first else {}
         found: dict[str, float] = ranks.gather(own)[0]
