@@ -12,7 +12,7 @@ Attention".
 | localization network (4), gradient re-scaling (5) | `Mgnet.locate`, `scale_gradient` |
 | glimpse classifier f_p, global classifier f_g | `Mgnet.judge`, `Mgnet.classify` |
 | alpha, total loss (6) | `MgnetConfig.alpha`, `GlimpseLoss` |
-| early exit | a run that stops at depth t has seen t + 1 glimpses |
+| early exit | a run that stops at depth t has seen t + 1 glimpses; `Settings.stop_at` |
 
 Differs from the paper:
 1. The image is centred in a square, never squashed; regions are parts of that square.
@@ -24,6 +24,7 @@ Differs from the paper:
 4. In its tree a glimpse's depth is its place in the chain.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ from pyrtrav.policy_gradient import batch_mean, log_likelihood
 from pyrtrav.sampling import Image, Images, root_of
 from pyrtrav.selection import Ints, Settings
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Generators
+from pyrtrav.traversal import Generators, bytes_read
 from pyrtrav.tree import Node
 
 
@@ -148,6 +149,7 @@ class Mgnet(Model):
         image = np.arange(len(images))
         position = torch.tensor([1.0, 0.0, 0.0], device=device).expand(len(images), 3)
         seen: list[Tensor] = []
+        depths = np.full(len(images), _last(settings))
         for step in range(_last(settings) + 1):
             region = self.region_of(trace, image, position)
             vector, read = self._encode(trace, sampler, image, region, settings.encode_batch)
@@ -159,6 +161,13 @@ class Mgnet(Model):
             zeros = np.zeros(len(image), np.int64)
             trace.add_fixations(image, zeros + step, step, zeros, zeros, here, vector)
             seen.append(torch.cat([vector, position.detach()], dim=1))
+            trace.bytes_read.append(bytes_read(images))
+            self.let_leave(trace, step, settings, depths)
+            stay = np.flatnonzero(trace.left[image] < 0)
+            if len(stay) < len(image):
+                image, seen = image[stay], [earlier[torch.from_numpy(stay).to(device)] for earlier in seen]
+                if not len(image):
+                    break
             position = self._next(self.fusion(torch.stack(seen, dim=1)))
         return trace
 
@@ -217,20 +226,25 @@ class Mgnet(Model):
 
     def believe(self, trace: Trace, depth: int) -> Float[Tensor, "image label"]:
         """Return the global classifier's logits after ``depth + 1`` glimpses, or as many as there were."""
-        zeros = self.classify.weight.new_zeros(trace.images, self.classify.out_features)
-        image, rows = self.chains(trace, depth)
-        if not len(image):
-            return zeros
-        seen = self._seen(trace, rows)
-        logits: Tensor = self.classify(self.fusion(seen))
-        return zeros.index_copy(0, torch.from_numpy(image).to(trace.device), logits)
+        logits = self.classify.weight.new_zeros(trace.images, self.classify.out_features)
+        for image, rows in self._by_length(trace, depth):
+            own: Tensor = self.classify(self.fusion(self._seen(trace, rows)))
+            logits = logits.index_copy(0, torch.from_numpy(image).to(trace.device), own)
+        return logits
 
     def chains(self, trace: Trace, depth: int) -> tuple[Ints, Ints]:
-        """Images without an error, and the glimpses of each (image, glimpse), in order."""
+        """Images without an error, of which none left early, and the glimpses of each (image, glimpse), in order."""
+        none = np.zeros(0, np.int64), np.zeros((0, 0), np.int64)
+        return next(self._by_length(trace, depth), none)
+
+    def _by_length(self, trace: Trace, depth: int) -> Iterator[tuple[Ints, Ints]]:
+        """The same of images that had equally many glimpses, the fewest first."""
         own = np.flatnonzero((trace.depth <= depth) & trace.alive[trace.image])
         order = own[np.lexsort((trace.depth[own], trace.image[own]))]
-        image = np.flatnonzero(trace.alive)
-        return image, order.reshape(len(image), len(order) // max(len(image), 1))
+        glimpses = np.bincount(trace.image[own], minlength=trace.images)
+        for count in np.unique(glimpses[glimpses > 0]).tolist():
+            image = np.flatnonzero(glimpses == count)
+            yield image, order[glimpses[trace.image[order]] == count].reshape(len(image), count)
 
     def nodes(self, trace: Trace, image: int) -> tuple[Node, ...]:
         """Return the chain of glimpses of one image."""
@@ -308,7 +322,7 @@ METHOD = Method(
     name="mgnet",
     paper="Multi-Glimpse Network",
     Config=MgnetConfig,
-    supports=frozenset({"cells", "budget"}),
+    supports=frozenset({"cells", "budget", "exit"}),
     encoders=None,
     build=Mgnet,
     stages=lambda config: [Stage("glimpses", config.max_depth, GlimpseLoss(config))],
