@@ -73,12 +73,21 @@ class ExitTable:
         """Return what a model file keeps: of evenly spaced images where they are many."""
         images = self.confidence.shape[1]
         kept = np.unique(np.linspace(0, images - 1, min(images, MOST_IMAGES)).round().astype(np.int64))
-        unit = 10**DIGITS
         return {
             "look": dict(self.look),
-            "confidence": (np.floor(self.confidence[:, kept] * unit) / unit).tolist(),
+            "confidence": _rounded_down(self.confidence[:, kept]).tolist(),
             "costs": {name: values[:, kept].astype(np.int64).tolist() for name, values in self.costs.items()},
         }
+
+
+def _rounded_down(confidence: Floats) -> Floats:
+    """Return the greatest numbers of ``DIGITS`` digits that are not above, as they are compared: in floating point."""
+    unit = 10**DIGITS
+    whole = np.floor(confidence * unit)
+    whole += (whole + 1) / unit <= confidence
+    whole -= whole / unit > confidence
+    found: Floats = whole / unit
+    return found
 
 
 def read_table(plain: Mapping[str, Any]) -> ExitTable:
@@ -125,32 +134,35 @@ def at_depths(values: NDArray[np.float64], depths: Ints) -> Floats:
     return found
 
 
-def exit_shares(late: float, depths: int) -> Floats:
-    """Return the shares (depth,) of images that leave after each depth: proportional to q^k, q = late / (1 - late).
+def exit_shares(late: float | Floats, depths: int) -> Floats:
+    """Return the shares (..., depth) of images that leave after each depth: proportional to q^k, q = late / (1 - late).
 
     Args:
-        late: 0 lets all leave after the first depth, 1 after the last.
+        late: (...,) 0..1; 0 lets all leave after the first depth, 1 after the last.
     """
-    k = np.arange(depths)
+    k, late = np.arange(depths), np.asarray(late, np.float64)[..., None]
     weights = late**k * (1 - late) ** (depths - 1 - k)
-    shares: Floats = weights / weights.sum()
+    shares: Floats = weights / weights.sum(-1, keepdims=True)
     return shares
 
 
-def thresholds_for(confidence: Floats, shares: Floats) -> tuple[float, ...]:
-    """Return the thresholds at which, coarse to fine, the shares of images leave.
+def leavers(shares: Floats, images: int) -> Ints:
+    """Return how many images have left after each depth but the last (..., depth - 1)."""
+    return np.round(np.cumsum(shares[..., :-1], axis=-1) * images).astype(np.int64)
+
+
+def thresholds_for(confidence: Floats, to_leave: Ints) -> tuple[float, ...]:
+    """Return the thresholds at which, coarse to fine, so many images have left.
 
     Those with equal confidence leave together, and fewer after that.
 
     Args:
         confidence: (depth, image).
-        shares: (depth,), which sum to 1.
+        to_leave: see ``leavers``.
     """
-    images = confidence.shape[1]
-    to_leave = np.round(np.cumsum(shares) * images).astype(np.int64)
-    waiting = np.ones(images, np.bool_)
+    waiting = np.ones(confidence.shape[1], np.bool_)
     found = []
-    for here, target in zip(confidence[:-1], to_leave.tolist(), strict=False):
+    for here, target in zip(confidence[:-1], to_leave.tolist(), strict=True):
         count = target - int((~waiting).sum())
         threshold = float(np.sort(here[waiting])[-count]) if count > 0 else NEVER
         waiting &= here < threshold
@@ -170,17 +182,19 @@ def fit_thresholds(table: ExitTable, budget: MeanBudget) -> tuple[float, ...]:
         raise ConfigError("the bytes of the held-out images are unknown (OpenSlide's); give a budget of looks or macs")
     costs = table.costs[budget.unit]
     least, most = float(costs[0].mean()), float(costs[-1].mean())
-    if budget.amount < least:
+    allowed = budget.amount * (1 + 1e-9)  # a mean of many is hardly ever a round number
+    if allowed < least:
         raise ConfigError(
             f"a mean budget of {budget.amount:g} {budget.unit} is below what the first look alone costs, {least:g}"
         )
-    if budget.amount >= most:
+    if allowed >= most:
         return (NEVER,) * (len(costs) - 1)
     best, best_cost = (0.0,) * (len(costs) - 1), least
-    for late in np.linspace(0, 1, _SWEPT).tolist():
-        found = thresholds_for(table.confidence, exit_shares(late, len(costs)))
+    shares = exit_shares(np.linspace(0, 1, _SWEPT), len(costs))
+    for to_leave in np.unique(leavers(shares, costs.shape[1]), axis=0):
+        found = thresholds_for(table.confidence, to_leave)
         cost = float(at_depths(costs, exit_depths(table.confidence, found)).mean())
-        if best_cost < cost <= budget.amount:
+        if best_cost < cost <= allowed:
             best, best_cost = found, cost
     return best
 
