@@ -20,8 +20,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT = "#1c1c1c", "#606060"
-BY_DEPTH, BY_BUDGET = "#0072b2", "#d55e00"
-"""Blue and vermilion of Okabe and Ito: told apart by colour-blind readers, and by their markers in print."""
+BY_DEPTH, BY_BUDGET, BY_CONFIDENCE = "#0072b2", "#d55e00", "#009e73"
+"""Blue, vermilion and green of Okabe and Ito: told apart by colour-blind readers, and by their markers in print."""
+
+_NAMES = {
+    "depth": "one run, judged after each depth (number: depth)",
+    "budget": "a run for each budget (number: looks)",
+    "stop_at": "images leave early (number: confidence)",
+}
+_OFFSETS: dict[str, tuple[tuple[int, int], str]] = {
+    "depth": ((-6, 6), "right"),
+    "budget": ((6, -14), "left"),
+    "stop_at": ((6, 6), "left"),
+}
+"""Where the number stands beside its point, so that all can be read: in points, and how it is aligned."""
 
 COST_NAMES = {
     "fixations": "looks an image",
@@ -45,7 +57,7 @@ def save_confusion(report: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 
 
 def save_cost(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draw accuracy against looks, multiply-accumulates, pixels and seconds, by depth and by budget."""
+    """Draw accuracy against looks, multiply-accumulates, pixels and seconds, by depth, by budget and by confidence."""
     with _style():
         _save(_cost(report), path, "Accuracy against cost")
 
@@ -155,12 +167,13 @@ def _cost(report: Mapping[str, Any]) -> Figure:
     for axes, name in zip(grid.flat, COST_NAMES, strict=True):
         _draw_series(axes, report["by_depth"], name, "depth", BY_DEPTH, "o-")
         _draw_series(axes, report["by_budget"], name, "budget", BY_BUDGET, "s--")
+        _draw_series(axes, report.get("by_confidence", ()), name, "stop_at", BY_CONFIDENCE, "^:")
         _draw_floor(axes, report)
         _scale(axes, name, lowest)
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     unit = "groups" if report["bootstrap"]["unit"] == "group" else "images"
     notes = [f"bars: 95% intervals by resampling the {report['bootstrap']['units']:,} {unit}"]
     if report["model"]["multi_level"] is False and len(report["by_depth"]) > 1:
@@ -177,17 +190,13 @@ def _draw_series(axes: Axes, points: Sequence[Mapping[str, Any]], cost: str, kin
     x = np.array([point["cost"][cost] for point in points])
     figures = [point["metrics"]["accuracy"] for point in points]
     y, low, high = (np.array([figure[end] for figure in figures]) for end in ("value", "low", "high"))
-    names = {
-        "depth": "one run, judged after each depth (number: depth)",
-        "budget": "a run for each budget (number: looks)",
-    }
     axes.errorbar(
         x,
         y,
         yerr=np.maximum([y - low, high - y], 0),
         fmt=form,
         color=colour,
-        label=names[kind],
+        label=_NAMES[kind],
         markersize=7,
         capsize=3,
         elinewidth=1,
@@ -195,8 +204,7 @@ def _draw_series(axes: Axes, points: Sequence[Mapping[str, Any]], cost: str, kin
         markeredgecolor="white",
         zorder=3,
     )
-    # Depths are named to the upper left of their points and budgets to the lower right, so that both can be read.
-    offset, side = ((-6, 6), "right") if kind == "depth" else ((6, -14), "left")
+    offset, side = _OFFSETS[kind]
     style: dict[str, Any] = {"ha": side, "color": colour, "weight": "bold", "zorder": 4}
     for place, text in joined_names(x.tolist(), y.tolist(), [str(point[kind]) for point in points]):
         axes.annotate(text, place, offset, textcoords="offset points", **style)
@@ -226,7 +234,8 @@ def _draw_floor(axes: Axes, report: Mapping[str, Any]) -> None:
 def _lowest(report: Mapping[str, Any]) -> float:
     """Where the axis of accuracies begins: a round value below all that is drawn."""
     data = report["data"]
-    ends = [point["metrics"]["accuracy"]["low"] for point in (*report["by_depth"], *report["by_budget"])]
+    points = (*report["by_depth"], *report["by_budget"], *report.get("by_confidence", ()))
+    ends = [point["metrics"]["accuracy"]["low"] for point in points]
     lowest: float = min([*ends, max(data["by_class"].values()) / data["images"]])
     return max(0.0, math.floor(lowest * 10 - 0.5) / 10)
 
