@@ -26,12 +26,10 @@ BY_DEPTH, BY_BUDGET, BY_CONFIDENCE = "#0072b2", "#d55e00", "#009e73"
 _NAMES = {
     "depth": "one run, judged after each depth (number: depth)",
     "budget": "a run for each budget (number: looks)",
-    "stop_at": "images leave early (number: confidence)",
 }
 _OFFSETS: dict[str, tuple[tuple[int, int], str]] = {
     "depth": ((-6, 6), "right"),
     "budget": ((6, -14), "left"),
-    "stop_at": ((6, 6), "left"),
 }
 """Where the number stands beside its point, so that all can be read: in points, and how it is aligned."""
 
@@ -167,7 +165,7 @@ def _cost(report: Mapping[str, Any]) -> Figure:
     for axes, name in zip(grid.flat, COST_NAMES, strict=True):
         _draw_series(axes, report["by_depth"], name, "depth", BY_DEPTH, "o-")
         _draw_series(axes, report["by_budget"], name, "budget", BY_BUDGET, "s--")
-        _draw_series(axes, report.get("by_confidence", ()), name, "stop_at", BY_CONFIDENCE, "^:")
+        _draw_sweep(axes, report.get("by_confidence", ()), name)
         _draw_floor(axes, report)
         _scale(axes, name, lowest)
     for axes in grid[:, 0]:
@@ -175,7 +173,7 @@ def _cost(report: Mapping[str, Any]) -> Figure:
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     unit = "groups" if report["bootstrap"]["unit"] == "group" else "images"
-    notes = [f"bars: 95% intervals by resampling the {report['bootstrap']['units']:,} {unit}"]
+    notes = [f"bars and band: 95% intervals by resampling the {report['bootstrap']['units']:,} {unit}"]
     if report["model"]["multi_level"] is False and len(report["by_depth"]) > 1:
         notes.append("the model was trained for its last depth alone")
     figure.suptitle(f"Accuracy against cost: {_subject(report)}\n{'; '.join(notes)}", fontsize=13)
@@ -208,6 +206,24 @@ def _draw_series(axes: Axes, points: Sequence[Mapping[str, Any]], cost: str, kin
     style: dict[str, Any] = {"ha": side, "color": colour, "weight": "bold", "zorder": 4}
     for place, text in joined_names(x.tolist(), y.tolist(), [str(point[kind]) for point in points]):
         axes.annotate(text, place, offset, textcoords="offset points", **style)
+
+
+def _draw_sweep(axes: Axes, points: Sequence[Mapping[str, Any]], cost: str) -> None:
+    """A fine line through the points, within the band of their intervals, with some of the confidences."""
+    points = [point for point in points if point["cost"][cost] is not None]
+    if not points:
+        return
+    points = sorted(points, key=lambda point: float(point["cost"][cost]))
+    x = [point["cost"][cost] for point in points]
+    y, low, high = ([point["metrics"]["accuracy"][end] for point in points] for end in ("value", "low", "high"))
+    label = "images leave early (small numbers: confidence)"
+    axes.fill_between(x, low, high, color=BY_CONFIDENCE, alpha=0.12, linewidth=0, zorder=2)
+    axes.plot(x, y, "^:", color=BY_CONFIDENCE, label=label, markersize=5, linewidth=1.4, zorder=3)
+    style: dict[str, Any] = {"ha": "right", "va": "center", "color": BY_CONFIDENCE, "fontsize": 8, "zorder": 4}
+    for place, text in joined_names(x, y, [f"{point['stop_at']:g}" for point in points]):
+        first, *others = text.split(", ")
+        spoken = f"{first}\N{EN DASH}{others[-1]}" if others else first
+        axes.annotate(spoken, place, (-7, 0), textcoords="offset points", **style)
 
 
 def joined_names(x: Sequence[float], y: Sequence[float], names: Sequence[str]) -> list[tuple[tuple[float, float], str]]:
