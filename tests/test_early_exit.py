@@ -97,7 +97,7 @@ def test_the_report_has_the_curve_where_images_can_leave(tissue: Path) -> None:
     assert {frozenset(point["cost"]) for point in points} == {frozenset(COSTS)}
     costs = [point["cost"]["fixations"] for point in points]
     assert costs == sorted(costs)
-    for look in ({"budget": 2}, {"stop_at": 0.9}, {"depth": 0}):
+    for look in ({"budget": 2}, {"stop_at": 0.9}):
         other = evaluate_model(predictor, held_out, look, budgets=None if "stop_at" in look else ()).report
         check(json.loads(json.dumps(other)), EVALUATION_SCHEMA, "report")
         assert other["by_confidence"] == other["by_budget"] == []
