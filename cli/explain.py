@@ -131,7 +131,11 @@ def explain(
                     "by depth",
                     ", ".join(f"{level['depth']}: {level['label']}" for level in found.record["levels"]),
                 ),
-                ("looks", f"{cost['fixations']}, to depth {max(node.depth for node in found.nodes)}"),
+                (
+                    "looks",
+                    f"{cost['fixations']}, to depth {max(node.depth for node in found.nodes)}"
+                    + (", sure enough to leave" if cost.get("left_early") else ""),
+                ),
                 (
                     "tiles",
                     f"{cost['tiles_distinct']:,} of {cost['tiles_total']:,}, {size(cost['bytes_read'])} read",

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from pyrtrav.cohort import ResultFile
+from pyrtrav.errors import PyramidError
 from pyrtrav.exits import look_of, read_table
 from pyrtrav.model_file import load_model, save_model
 from pyrtrav.predict import Input, Predictor
+from pyrtrav.selection import Settings
 from pyrtrav.training.data import Example, load_dataset
 from pyrtrav.training.early_exit import exit_table, share_left, sweep
 from pyrtrav.training.held_out import load_held_out
 from pyrtrav.training.report import evaluate_model
-from pyrtrav.training.runs import COSTS, run_over
+from pyrtrav.training.runs import COSTS, Run, run_over
 from pyrtrav.training.setup import plan_training
 from pyrtrav.training.trainer import Trainer
 from pyrtrav.tree import EVALUATION_SCHEMA, check
@@ -62,6 +64,32 @@ def test_the_curve_is_what_runs_with_these_confidences_give(method: str) -> None
         for name in ("fixations", "macs", "pixels_decoded"):
             assert cut.costs[name][-1].tolist() == real.costs[name][-1].tolist()
         assert share_left(whole, cut) == np.mean(real.depths < 3)
+
+
+def test_shallow_and_failed_images_in_the_curve() -> None:
+    """By hand: one sure at once, one of a single depth, one that failed, one sure at the end."""
+    beliefs = [
+        [[0.9, 0.1], [0.6, 0.4], [0, 0], [0.5, 0.5]],
+        [[0.2, 0.8], [0.6, 0.4], [0, 0], [0.4, 0.6]],
+        [[0.1, 0.9], [0.6, 0.4], [0, 0], [0.0, 1.0]],
+    ]
+    looks = np.array([[1, 1, np.nan, 1], [4, 1, np.nan, 4], [9, 1, np.nan, 8]])
+    costs = dict.fromkeys(("fixations", "macs", "pixels_decoded", "seconds", "judged_macs", "bytes_read"), looks)
+    run = Run(Settings("all", depth=2), np.array(beliefs), costs, np.array([2, 0, -1, 2]), {2: PyramidError("cut")})
+    found = dict(sweep(run))
+    assert found[0.7].depths.tolist() == [0, 0, -1, 2]
+    assert found[0.7].final.tolist() == [[0.9, 0.1], [0.6, 0.4], [0, 0], [0.0, 1.0]]
+    assert found[0.7].costs["fixations"][0, [0, 1, 3]].tolist() == [1, 1, 8]
+    assert np.isnan(found[0.7].costs["fixations"][0, 2])
+    assert share_left(run, found[0.7]) == pytest.approx(1 / 3)
+    assert found[0.6].depths.tolist() == [0, 0, -1, 1]
+    assert list(found) == [0.3, 0.6, 0.7, 0.95], "others let the same images go"
+    table = exit_table(run)
+    assert table is not None
+    assert table.confidence.tolist() == [[0.9, 0.6, 0.5], [0.8, 0.6, 0.6], [0.9, 0.6, 1.0]]
+    assert table.costs["bytes"].tolist() == [[1, 1, 1], [4, 1, 4], [9, 1, 8]]
+    unknown = replace(run, costs={**costs, "bytes_read": np.full((3, 4), np.nan)})
+    assert set(exit_table(unknown).costs) == {"fixations", "macs"}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("method", METHODS)
