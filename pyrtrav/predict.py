@@ -341,10 +341,10 @@ class Predictor:
                 torch.softmax(self.model.believe(trace, depth).double(), dim=1).cpu()
                 for depth in range(max(depths) + 1)
             ]
-            encoded = self.model.pixels_encoded(trace)
+            macs, encoded = self.model.macs(trace), self.model.pixels_encoded(trace)
         elapsed = time.perf_counter() - begun
-        parts = [trace.until(z) for z in range(max(depths))] if asked.costs else []
-        *prefixes, run = [count_prefix(self.model, part) for part in (*parts, trace)]
+        parts = [*(trace.until(z) for z in range(max(depths))), trace] if asked.costs else []
+        prefixes = [count_prefix(self.model, part) for part in parts]
         outcomes: dict[int, tuple[Outcome, tuple[DepthCost, ...]]] = {}
         for i, (number, image, head, seconds) in enumerate(opened):
             beliefs = [level[i].tolist() for level in levels[: depths[i] + 1]]
@@ -356,14 +356,15 @@ class Predictor:
                 **head,
                 "status": "ok",
                 **self._beliefs(beliefs),
-                "cost": cost_of(trace, i, image, run.macs[i], encoded[i], seconds, elapsed),
+                "cost": cost_of(trace, i, image, macs[i], encoded[i], seconds, elapsed),
             }
             record["input"] |= pixel_rule(image)
             warnings = self._warnings(image, left_early=bool(trace.left[i] >= 0))
             if warnings:
                 record["warnings"] = warnings
             tree = self._tree(trace, i, image, record, depths[i] if asked.contributions else None)
-            by_depth = costs_by_depth(tree, image, trace, i, [*prefixes[: depths[i]], run]) if asked.costs else ()
+            own = [*prefixes[: depths[i]], *prefixes[-1:]]
+            by_depth = costs_by_depth(tree, image, trace, i, own) if asked.costs else ()
             outcomes[number] = Outcome(record, tree), by_depth
         return outcomes
 
