@@ -32,6 +32,8 @@ def classify(
     budget: o.Budget = None,
     depth: o.Depth = None,
     seed: o.Seed = 0,
+    stop_at: o.StopAt = None,
+    mean_budget: o.MeanBudget = None,
     mpp: o.Mpp = None,
     device: o.Device = "auto",
     out: Annotated[
@@ -90,7 +92,16 @@ def classify(
             predictor = Predictor(
                 model, device="cpu" if engine == "ray" else device, isolate=isolate, max_seconds=max_seconds
             )
-            settings = predictor.settings(select=select, tau=tau, k=k, budget=budget, depth=depth, seed=seed)
+            settings = predictor.settings(
+                select=select,
+                tau=tau,
+                k=k,
+                budget=budget,
+                depth=depth,
+                seed=seed,
+                stop_at=stop_at,
+                mean_budget=mean_budget,
+            )
             ours = [path for path in (out, save_trees, index, index and index / THUMBNAILS) if path is not None]
             paths, others = cohort.find_images(images, mpp=mpp, without=ours)
             if others:

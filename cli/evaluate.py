@@ -28,6 +28,8 @@ def evaluate(
     budget: o.Budget = None,
     depth: o.Depth = None,
     seed: o.Seed = 0,
+    stop_at: o.StopAt = None,
+    mean_budget: o.MeanBudget = None,
     mpp: o.Mpp = None,
     device: o.Device = "auto",
     budgets: Annotated[
@@ -40,6 +42,12 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.json, predictions.csv, confusion.png and cost.png.")
     ] = None,
+    save_exits: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a copy of the model that knows these images' confidences, for --mean-budget.", metavar="FILE"
+        ),
+    ] = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -49,6 +57,7 @@ def evaluate(
     """
     from pyrtrav.files import make_folder
     from pyrtrav.predict import Predictor
+    from pyrtrav.training.early_exit import check_save, save_with_exits
     from pyrtrav.training.held_out import load_held_out
     from pyrtrav.training.report import evaluate_model, parse_budgets
     from pyrtrav.training.report_files import write_report
@@ -58,7 +67,10 @@ def evaluate(
     card = predictor.card
     held_out = load_held_out(data, card.classes, split, training=card.training)
     look = {"select": select, "tau": tau, "k": k, "budget": budget, "depth": depth, "seed": seed}
-    predictor.settings(**look)
+    look |= {"stop_at": stop_at, "mean_budget": mean_budget}
+    settings = predictor.settings(**look)
+    if save_exits is not None:
+        check_save(predictor, settings, save_exits)
     if out is not None:
         make_folder(out)
     for warning in held_out.warnings:
@@ -75,6 +87,9 @@ def evaluate(
         evaluated = evaluate_model(predictor, held_out, look, budgets=tried, mpp=mpp, command=command, watch=watch)
     report = evaluated.report
     written = write_report(evaluated, out) if out is not None else {}
+    if save_exits is not None:
+        save_with_exits(predictor, evaluated.run, save_exits)
+        written["model"] = save_exits
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -111,6 +126,7 @@ def _print(report: dict[str, Any]) -> None:
         _print_confusion(report["confusion"])
     points = [(f"depth {point['depth']}", point) for point in report["by_depth"]]
     points += [(f"budget {point['budget']}", point) for point in report["by_budget"]]
+    points += [(f"stop at {point['stop_at']:g}", point) for point in report["by_confidence"]]
     stdout.print(
         table(
             ("", "accuracy", "95% interval", "looks", "MMAC", "Mpx", "seconds"),

@@ -12,7 +12,7 @@ from pyrtrav.cli import options as o
 from pyrtrav.cli.render import note, pairs, size, stdout, warn
 from pyrtrav.stopping import stopped_by_signals
 
-_LOOK = ("model", "select", "tau", "k", "budget", "depth", "seed", "device")
+_LOOK = ("model", "select", "tau", "k", "budget", "depth", "seed", "stop_at", "mean_budget", "device")
 
 
 @stopped_by_signals()
@@ -62,6 +62,8 @@ def explain(
     budget: o.Budget = None,
     depth: o.Depth = None,
     seed: o.Seed = 0,
+    stop_at: o.StopAt = None,
+    mean_budget: o.MeanBudget = None,
     mpp: o.Mpp = None,
     device: o.Device = "auto",
     as_json: o.Json = False,
@@ -95,7 +97,16 @@ def explain(
         from pyrtrav.predict import Predictor
 
         predictor = Predictor(model, device=device)
-        settings = predictor.settings(select=select, tau=tau, k=k, budget=budget, depth=depth, seed=seed)
+        settings = predictor.settings(
+            select=select,
+            tau=tau,
+            k=k,
+            budget=budget,
+            depth=depth,
+            seed=seed,
+            stop_at=stop_at,
+            mean_budget=mean_budget,
+        )
         if model is None:
             note(f"model: {predictor.name}", quiet)
         found = predictor.explain(image, settings, mpp=mpp)
@@ -120,7 +131,11 @@ def explain(
                     "by depth",
                     ", ".join(f"{level['depth']}: {level['label']}" for level in found.record["levels"]),
                 ),
-                ("looks", f"{cost['fixations']}, to depth {max(node.depth for node in found.nodes)}"),
+                (
+                    "looks",
+                    f"{cost['fixations']}, to depth {max(node.depth for node in found.nodes)}"
+                    + (", sure enough to leave" if cost.get("left_early") else ""),
+                ),
                 (
                     "tiles",
                     f"{cost['tiles_distinct']:,} of {cost['tiles_total']:,}, {size(cost['bytes_read'])} read",
@@ -136,4 +151,4 @@ def _refuse(context: typer.Context, options: Iterable[str], reason: str) -> None
     for name in options:
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
-            raise typer.BadParameter(f"--{name} {reason}")
+            raise typer.BadParameter(f"--{name.replace('_', '-')} {reason}")

@@ -32,6 +32,22 @@ Depth = Annotated[int | None, typer.Option(help="Greatest depth (0 is the glance
 Seed = Annotated[
     int, typer.Option(min=0, max=2**62, help="Seed of the draws of --select sample.", rich_help_panel=_PANEL)
 ]
+StopAt = Annotated[
+    float | None,
+    typer.Option(
+        help="Probability (0 to 1) of the likeliest class at which an image needs no deeper look.",
+        metavar="CONFIDENCE",
+        rich_help_panel=_PANEL,
+    ),
+]
+MeanBudget = Annotated[
+    str | None,
+    typer.Option(
+        help="Looks an image on average, or 40e6macs, or 200000bytes: confidences to stop at are fitted to it.",
+        metavar="N",
+        rich_help_panel=_PANEL,
+    ),
+]
 Mpp = Annotated[
     float | None,
     typer.Option(help="Micrometres per pixel, instead of what the file says.", rich_help_panel=_PANEL),

@@ -37,5 +37,7 @@ class Cost:
     """Multiply-accumulates of convolutions and fully connected layers."""
     truncated: bool = False
     """Whether ``max_fixations`` or a budget cut the selection short."""
+    left_early: bool = False
+    """Whether it left before its last depth because a class was probable enough."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by phase: open, read, encode, total."""

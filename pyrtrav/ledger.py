@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pyrtrav.methods import Model
 from pyrtrav.pyramid import Pyramid
 from pyrtrav.pyramid.costs import pixels_decoded_for
 from pyrtrav.trace import Trace
@@ -20,6 +21,27 @@ class DepthCost:
     """Pixels of the stored tiles that the looks touch, each once: a cache changes nothing."""
     seconds: float
     """Of the run's measured time, shared out by fixations."""
+    judged_macs: int
+    """Where a belief is formed after each depth on the way, to know whether the image may leave."""
+    bytes_read: int | None
+    """Compressed bytes read until then; None where they are unknown, or the run did not go depth by depth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What a model counts in the part of a trace down to a depth, per image."""
+
+    macs: list[int]
+    judged_macs: list[int]
+
+
+def count_prefix(model: Model, part: Trace) -> Prefix:
+    """Count the multiply-accumulates of a run that looks no further."""
+    macs, judged = model.macs(part), part.judged
+    part.judged = True
+    found = Prefix(macs, model.macs(part))
+    part.judged = judged
+    return found
 
 
 def cost_of(
@@ -35,6 +57,7 @@ def cost_of(
         fixations=fixations,
         macs=macs,
         truncated=bool(trace.truncated[i]),
+        left_early=bool(trace.left[i] >= 0),
         seconds={
             "open": round(open_seconds, 6),
             **{phase: round(seconds * share, 6) for phase, seconds in trace.seconds.items()},
@@ -44,19 +67,31 @@ def cost_of(
     return asdict(cost)
 
 
-def costs_by_depth(tree: ParseTree, image: Pyramid, macs: Sequence[int]) -> tuple[DepthCost, ...]:
-    """Return the cost of an image's looks down to each depth; ``macs`` are those of the prefixes, one a depth.
+def costs_by_depth(
+    tree: ParseTree, image: Pyramid, trace: Trace, i: int, prefixes: Sequence[Prefix]
+) -> tuple[DepthCost, ...]:
+    """Return the cost of an image's looks down to each depth; there is a prefix for each.
 
     The last one is the whole run, whatever depths its looks have.
     """
     seconds = tree.record["cost"]["seconds"]
     costs = []
-    for depth, count in enumerate(macs):
-        last = depth == len(macs) - 1
+    for depth, prefix in enumerate(prefixes):
+        last = depth == len(prefixes) - 1
         nodes = [node for node in tree.nodes if last or node.depth <= depth]
         looks = [(node.region, round(node.region.width / node.downsample)) for node in nodes]
         looking = (seconds["total"] - seconds["open"]) * len(nodes) / len(tree.nodes)
-        costs.append(DepthCost(len(nodes), count, pixels_decoded_for(image, looks), seconds["open"] + looking))
+        read = trace.bytes_read[min(depth, len(trace.bytes_read) - 1)][i] if trace.bytes_read else None
+        costs.append(
+            DepthCost(
+                len(nodes),
+                prefix.macs[i],
+                pixels_decoded_for(image, looks),
+                seconds["open"] + looking,
+                prefix.judged_macs[i],
+                read,
+            )
+        )
     return tuple(costs)
 
 

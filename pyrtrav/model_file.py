@@ -20,6 +20,7 @@ from pyrtrav import __version__
 from pyrtrav.config import field_names, make_config
 from pyrtrav.encoders import build_encoder
 from pyrtrav.errors import ConfigError, ModelFileError
+from pyrtrav.exits import read_table
 from pyrtrav.files import written_whole
 from pyrtrav.methods import Model, find_method
 from pyrtrav.selection import Settings
@@ -53,6 +54,8 @@ class ModelCard:
     max_depth: int = 0
     selection: dict[str, Any] = field(default_factory=dict)
     """Selection by default: ``select`` and its ``tau`` or ``budget``."""
+    exits: dict[str, Any] = field(default_factory=dict)
+    """What held-out images believed and cost after each depth, which thresholds of early exit are fitted on."""
     purpose: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     """How it was trained and what it reached."""
@@ -152,3 +155,5 @@ def _check_fit(card: ModelCard, model: Model) -> None:
     if not all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values()):
         raise ConfigError("some weights are not finite numbers")
     make_config(Settings, {"depth": card.max_depth, **card.selection})
+    if card.exits:
+        read_table(card.exits)

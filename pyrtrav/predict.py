@@ -13,8 +13,9 @@ import torch
 
 from pyrtrav import __version__
 from pyrtrav.errors import ConfigError, ModelFileError, PyrtravError
+from pyrtrav.exits import fitted, parse_mean_budget
 from pyrtrav.geometry import root_region
-from pyrtrav.ledger import DepthCost, cost_of, costs_by_depth, pixel_rule
+from pyrtrav.ledger import DepthCost, cost_of, costs_by_depth, count_prefix, pixel_rule
 from pyrtrav.methods import find_method
 from pyrtrav.model_file import LoadedModel, ModelCard, load_model
 from pyrtrav.pyramid import Pyramid, open_pyramid
@@ -24,7 +25,7 @@ from pyrtrav.pyramid.inspect import fingerprint
 from pyrtrav.pyramid.open import check_isolate, check_mpp
 from pyrtrav.pyramid.source import full_name, short_name
 from pyrtrav.pyramid.time_limit import TimeLimit, check_seconds
-from pyrtrav.selection import SELECTS, Settings
+from pyrtrav.selection import NOT_BY_DEPTH, SELECTS, Settings
 from pyrtrav.trace import Trace
 from pyrtrav.tree import RESULT_SCHEMA, ParseTree, Record
 
@@ -155,14 +156,25 @@ class Predictor:
         budget: int | None = None,
         depth: int | None = None,
         seed: int = 0,
+        stop_at: float | None = None,
+        mean_budget: str | None = None,
         **others: Any,
     ) -> Settings:
         """Return how to look: the model's stored selection, and what is asked for here instead.
 
         A budget alone replaces the stored selection; beside ``select`` it caps it.
+
+        Args:
+            stop_at: probability (0..1) of the likeliest class at which an image leaves, after any depth.
+            mean_budget: instead of it, what an image may cost on average (``6``, ``40e6macs``, ``200000bytes``): the
+                confidences are fitted to it on the held-out images whose table the model file has.
+
+        Raises:
+            ConfigError: an option that is impossible, or that the method does not have.
         """
         card = self.loaded.card
-        self._check_supported(select=select, tau=tau, k=k, budget=budget, depth=depth)
+        asked_for = {"select": select, "tau": tau, "k": k, "budget": budget, "depth": depth}
+        self._check_supported(**asked_for, stop_at=stop_at, mean_budget=mean_budget)
         stored: Mapping[str, Any] = card.selection
         if select is None:
             asked = "threshold" if tau is not None else "topk" if k is not None else None
@@ -174,7 +186,7 @@ class Predictor:
                 raise ConfigError(f"--{option} goes with the selection `{needs}`, not with `{select}`")
         taus = (tau,) if tau is not None else stored.get("tau")
         share = card.config.get("share_cells", True)
-        return Settings(
+        settings = Settings(
             select=select,  # type: ignore[arg-type]
             tau=tuple(taus) if taus and select == "threshold" else None,
             k=k,
@@ -184,15 +196,40 @@ class Predictor:
             seed=seed,
             **others,
         )
+        return self._with_exits(settings, stop_at, mean_budget)
+
+    def _with_exits(self, settings: Settings, stop_at: float | None, mean_budget: str | None) -> Settings:
+        if stop_at is None and mean_budget is None:
+            return settings
+        if stop_at is not None and mean_budget is not None:
+            raise ConfigError("--stop-at gives the confidence that --mean-budget would find; leave one of them out")
+        if not self.goes_by_depth(settings):
+            raise ConfigError(NOT_BY_DEPTH)
+        if stop_at is not None and not 0 <= stop_at <= 1:
+            raise ConfigError(f"--stop-at must lie between 0 and 1, got {stop_at}")
+        if stop_at is not None:
+            return replace(settings, stop_at=(stop_at,))
+        if settings.depth == 0:
+            raise ConfigError("--mean-budget needs depths to leave after, and this run is the first look alone")
+        assert mean_budget is not None
+        budget = parse_mean_budget(mean_budget)
+        return replace(settings, stop_at=fitted(self.loaded.card.exits, settings, budget))
+
+    def goes_by_depth(self, settings: Settings) -> bool:
+        """Whether images can leave after a depth: the rounds of a selection under a budget are no depths."""
+        method = find_method(self.loaded.card.method)
+        in_rounds = settings.budget is not None and "select" in method.supports and "budget" in method.selects
+        return "exit" in method.supports and not in_rounds
 
     def _check_supported(self, **asked: object) -> None:
         method = find_method(self.loaded.card.method)
         needs = {"select": "select", "tau": "select", "k": "select", "budget": "budget", "depth": "cells"}
+        needs |= {"stop_at": "exit", "mean_budget": "exit"}
         for option, value in asked.items():
             selection = {"tau": "threshold", "k": "topk"}.get(option, method.selects[0])
             if value is not None and (needs[option] not in method.supports or selection not in method.selects):
-                raise ConfigError(f"method {method.name!r} has no option --{option}")
-        if asked["select"] in set(SELECTS) - set(method.selects):
+                raise ConfigError(f"method {method.name!r} has no option --{option.replace('_', '-')}")
+        if asked.get("select") in set(SELECTS) - set(method.selects):
             raise ConfigError(
                 f"method {method.name!r} has no selection `{asked['select']}`; it has: {', '.join(method.selects)}"
             )
@@ -304,14 +341,16 @@ class Predictor:
         generators = [torch.Generator().manual_seed(settings.seed) for _ in images]
         with torch.inference_mode():
             trace = self.model.look(images, settings, generators)
-            depths = [self.model.depth_of(image, settings) for image in images]
+            whole = [self.model.depth_of(image, settings) for image in images]
+            depths = [depth if left < 0 else left for depth, left in zip(whole, trace.left.tolist(), strict=True)]
             levels = [
                 torch.softmax(self.model.believe(trace, depth).double(), dim=1).cpu()
                 for depth in range(max(depths) + 1)
             ]
             macs, encoded = self.model.macs(trace), self.model.pixels_encoded(trace)
         elapsed = time.perf_counter() - begun
-        prefix_macs = [self.model.macs(trace.until(z)) for z in range(max(depths))] if asked.costs else []
+        parts = [*(trace.until(z) for z in range(max(depths))), trace] if asked.costs else []
+        prefixes = [count_prefix(self.model, part) for part in parts]
         outcomes: dict[int, tuple[Outcome, tuple[DepthCost, ...]]] = {}
         for i, (number, image, head, seconds) in enumerate(opened):
             beliefs = [level[i].tolist() for level in levels[: depths[i] + 1]]
@@ -326,12 +365,12 @@ class Predictor:
                 "cost": cost_of(trace, i, image, macs[i], encoded[i], seconds, elapsed),
             }
             record["input"] |= pixel_rule(image)
-            warnings = self._warnings(image)
+            warnings = self._warnings(image, left_early=bool(trace.left[i] >= 0))
             if warnings:
                 record["warnings"] = warnings
             tree = self._tree(trace, i, image, record, depths[i] if asked.contributions else None)
-            own_macs = [*(prefix[i] for prefix in prefix_macs[: depths[i]]), macs[i]]
-            by_depth = costs_by_depth(tree, image, own_macs) if asked.costs else ()
+            own = [*prefixes[: depths[i]], *prefixes[-1:]]
+            by_depth = costs_by_depth(tree, image, trace, i, own) if asked.costs else ()
             outcomes[number] = Outcome(record, tree), by_depth
         return outcomes
 
@@ -376,8 +415,10 @@ class Predictor:
         # All settings but the one that changes no result: the resume key is made of them.
         return {
             "settings": {
-                **{name: value for name, value in asdict(settings).items() if name != "encode_batch"},
+                **{name: value for name, value in asdict(settings).items() if name not in ("encode_batch", "stop_at")},
                 "tau": list(settings.tau) if settings.tau else None,
+                # Absent where no image leaves early, so that results of before there was such an option are resumed.
+                **({"stop_at": list(settings.stop_at)} if settings.stop_at else {}),
                 "mpp": mpp,
                 "device": self.device_type,
             },
@@ -388,8 +429,18 @@ class Predictor:
         """Return what becomes of an image that cannot be classified."""
         return _failed(self.head(asked.path, settings, asked.mpp), error)
 
-    def _warnings(self, image: Pyramid) -> list[str]:
+    @property
+    def trained_at_all_depths(self) -> bool:
+        """Whether an answer after an early depth means something."""
+        return getattr(getattr(self.model, "config", None), "multi_level", None) is not False
+
+    def _warnings(self, image: Pyramid, *, left_early: bool) -> list[str]:
         warnings = []
+        if left_early and not self.trained_at_all_depths:
+            warnings.append(
+                "left early, but the model was trained for its last depth alone, so that earlier answers mean little; "
+                "train one with multi_level=true"
+            )
         base = self.model.encoder.base_resolution
         root = root_region(image.bounds, base)
         if min(image.bounds.width, image.bounds.height) * base < root.width:

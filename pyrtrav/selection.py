@@ -19,6 +19,13 @@ Select = Literal["sample", "threshold", "topk", "budget", "all", "random", "cent
 EDGE_SELECTS: tuple[Select, ...] = ("sample", "threshold", "topk", "budget", "all")
 """Those that choose among the cells of a grid."""
 SELECTS: tuple[Select, ...] = (*EDGE_SELECTS, "random", "centre")
+NEVER = 2.0
+"""A confidence that no image reaches."""
+
+NOT_BY_DEPTH = (
+    "images leave early after a depth, and under a budget this method does not look depth by depth; "
+    "choose a selection (--select threshold or topk) without --budget"
+)
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -48,6 +55,9 @@ class Settings:
     """Read and encode a cell once that two parents attend (needs a whole 1/side)."""
     max_fixations: int = 4096
     """Bound of every run, best first where it bites (then the record says ``truncated``)."""
+    stop_at: tuple[float, ...] | None = None
+    """One confidence per depth, 0..1 or ``NEVER``: an image whose likeliest class is as probable leaves after it. The
+    last one serves all deeper ones."""
     seed: int = 0
     encode_batch: int = 256
     """Patches encoded at once; changes speed and memory only."""
@@ -61,6 +71,8 @@ class Settings:
             raise ConfigError("selection `threshold` needs tau, and this model has none stored; give --tau or --budget")
         if self.tau is not None and not all(0 <= t <= 1 for t in self.tau):
             raise ConfigError(f"tau must lie between 0 and 1, got {self.tau}")
+        if self.stop_at is not None and not (self.stop_at and all(0 <= c <= 1 or c == NEVER for c in self.stop_at)):
+            raise ConfigError(f"the confidence to stop at must lie between 0 and 1, got {self.stop_at}")
         if self.select == "budget" and self.budget is None:
             raise ConfigError("selection `budget` needs a budget, the number of fixations (1 or more)")
         for name in ("budget", "beam", "max_fixations", "encode_batch"):
@@ -74,6 +86,10 @@ class Settings:
         """The threshold for decisions of fixations at ``depth``."""
         assert self.tau
         return self.tau[min(depth, len(self.tau) - 1)]
+
+    def confidence_at(self, depth: int) -> float:
+        """The confidence with which an image leaves after ``depth``."""
+        return self.stop_at[min(depth, len(self.stop_at) - 1)] if self.stop_at else NEVER
 
     @property
     def allowed(self) -> int:

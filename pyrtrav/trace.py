@@ -32,6 +32,12 @@ class Trace:
         """Per image: why it left the traversal."""
         self.truncated = np.zeros(len(roots), np.bool_)
         self.seconds = {"read": 0.0, "encode": 0.0}
+        self.left: Ints = np.full(len(roots), -1)
+        """Per image: the depth after which it left because it was sure enough; -1 where it did not."""
+        self.judged = False
+        """Whether a belief was formed after each depth on the way."""
+        self.bytes_read: list[list[int | None]] = []
+        """After each step, per image: compressed bytes read so far; None where that is unknown."""
 
         self.image: Ints = np.zeros(0, np.int64)
         self.depth: Ints = np.zeros(0, np.int64)
@@ -114,6 +120,7 @@ class Trace:
         number[kept] = np.arange(len(kept))
         part = Trace(self.roots, self.device)
         part.errors, part.truncated = list(self.errors), self.truncated.copy()
+        part.left, part.judged = self.left.copy(), self.judged
         for name in ("image", "depth", "step", "column", "row", "region"):
             setattr(part, name, getattr(self, name)[kept])
         for name in ("cell", "cell_column", "cell_row", "cell_region", "probability", "eligible", "cut"):
@@ -144,6 +151,11 @@ class Trace:
     def alive(self) -> Bools:
         """Images without an error."""
         return np.array([error is None for error in self.errors], np.bool_)
+
+    @property
+    def going(self) -> Bools:
+        """Images without an error that did not leave."""
+        return self.alive & (self.left < 0)
 
     @property
     def on(self) -> Bools:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrtrav.encoders.base import Encoder, Encoding
+from pyrtrav.errors import ConfigError
 from pyrtrav.geometry import Grid, halvings
 from pyrtrav.sampling import (
     Image,
@@ -27,7 +28,7 @@ from pyrtrav.sampling import (
     root_of,
     sources,
 )
-from pyrtrav.selection import Bools, Floats, Ints, Settings, affordable, best_first, eligible_edges
+from pyrtrav.selection import NOT_BY_DEPTH, Bools, Floats, Ints, Settings, affordable, best_first, eligible_edges
 from pyrtrav.trace import Trace, place, take_rows
 
 Draws = Callable[[Trace, Ints, Ints], Floats]
@@ -44,6 +45,10 @@ Encode = Callable[[Ints], tuple[Encoding, Bools]]
 
 Memory = Callable[[Sequence[Image], Ints, Floats, Encode], Encoding]
 """(images, image, region, encode) -> what the encoder makes of fixations, of which it may remember some."""
+
+
+Leave = Callable[[Trace, int, Ints], None]
+"""(trace, depth, how deep each image goes) -> marks the images that need no deeper look."""
 
 
 class Policy(nn.Module):
@@ -124,7 +129,13 @@ class Traversal(nn.Module):
     def grid(self) -> Grid:
         return self.policy.grid
 
-    def forward(self, images: Images, settings: Settings, generator: Generators | None = None) -> Trace:
+    def forward(
+        self,
+        images: Images,
+        settings: Settings,
+        generator: Generators | None = None,
+        leave: Leave | None = None,
+    ) -> Trace:
         """Traverse the images.
 
         Args:
@@ -132,15 +143,29 @@ class Traversal(nn.Module):
                 several of them look at is read and encoded once.
             settings: how deep and by what selection.
             generator: for ``sample``: one for all, or one for each image.
+            leave: asked after each depth, of runs that go depth by depth.
+
+        Raises:
+            ConfigError: images are to leave early under a budget, whose rounds are no depths.
         """
+        if settings.stop_at is not None and settings.budget is not None:
+            raise ConfigError(NOT_BY_DEPTH)
         trace, limits, reading = self._begin(images, settings)
         fixations = _glance(trace)
         step = 0
         while len(fixations.image):
             expanded = self._look(trace, fixations, reading, step)
+            if settings.budget is None:
+                trace.bytes_read.append(bytes_read(images))
+            if leave is not None:
+                leave(trace, step, limits.depth)
             self._propose(trace, expanded, limits, settings, generator)
             fixations = self._choose(trace, settings)
             step += 1
+        if leave is not None:
+            # Nothing is left to look at, but a later depth may ask for less.
+            for depth in range(step, int(limits.depth.max(initial=0))):
+                leave(trace, depth, limits.depth)
         return trace
 
     def glimpse(self, images: Images, places: Places, depth: int) -> Trace:
@@ -246,7 +271,8 @@ class Traversal(nn.Module):
     ) -> None:
         """Give the trace the edges of the new fixations that may be followed further."""
         fixations, encoding = expanded.fixation, expanded.encoding
-        deeper = trace.depth[fixations] < limits.depth[trace.image[fixations]]
+        image = trace.image[fixations]
+        deeper = (trace.depth[fixations] < limits.depth[image]) & trace.going[image]
         if not deeper.any():
             return
         needed, back = np.unique(expanded.place[deeper], return_inverse=True)
@@ -357,6 +383,11 @@ class Traversal(nn.Module):
             by_budget = settings.select == "budget" and settings.budget == settings.allowed
             trace.truncated[image] |= not by_budget
         return edges[taken]
+
+
+def bytes_read(images: Images) -> list[int | None]:
+    """Return the compressed bytes read of each image so far."""
+    return [cost.bytes_read if (cost := getattr(image, "cost", None)) else None for image in images]
 
 
 def _glance(trace: Trace) -> Fixations:

@@ -120,5 +120,6 @@ def test_every_option_for_many_images_is_documented() -> None:
     options = command.commands["classify"].params
     flags = {flag for option in options for flag in option.opts if flag.startswith("--")}
     looking = {"--model", "--select", "--tau", "--k", "--budget", "--depth", "--seed", "--mpp", "--device"}
+    looking |= {"--stop-at", "--mean-budget"}
     table = re.findall(r"^\| `(--[\w-]+)", section("cohort.md", "Options"), re.MULTILINE)
     assert set(table) == flags - looking - {"--json", "--quiet", "--help"}

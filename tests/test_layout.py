@@ -14,7 +14,7 @@ FLOORS = [
     ["errors", "geometry", "cost", "files", "config", "lock", "stopping", "tables", "tree"],
     ["pyramid"],
     ["explain", "explanation", "formats", "doctor"],
-    ["ranks", "selection", "trace", "colours", "sampling", "glimpses", "tiling"],
+    ["ranks", "selection", "exits", "trace", "colours", "sampling", "glimpses", "tiling"],
     ["encoders", "policy_gradient", "ppo"],
     ["traversal"],
     ["methods"],

@@ -84,7 +84,12 @@ def test_trees_and_records_are_valid_and_repeat(predictor: Predictor, images: li
 
 def test_options_mean_something_or_are_refused(predictor: Predictor, images: list[Path]) -> None:
     supports = METHODS[predictor.card.method].supports
-    asked: dict[str, dict[str, Any]] = {"budget": {"budget": 3}, "select": {"select": "sample"}, "cells": {"depth": 0}}
+    asked: dict[str, dict[str, Any]] = {
+        "budget": {"budget": 3},
+        "select": {"select": "sample"},
+        "cells": {"depth": 0},
+        "exit": {"stop_at": 0.0},
+    }
     for feature, options in asked.items():
         if feature not in supports:
             with pytest.raises(ConfigError, match="has no option"):
@@ -92,7 +97,7 @@ def test_options_mean_something_or_are_refused(predictor: Predictor, images: lis
             continue
         for outcome in predictor.predict(images, predictor.settings(**options)):
             assert outcome.tree is not None
-            assert len(outcome.tree.nodes) <= {"budget": 3, "cells": 1, "select": 4096}[feature]
+            assert len(outcome.tree.nodes) <= {"budget": 3, "cells": 1, "exit": 1, "select": 4096}[feature]
 
 
 def test_every_part_is_trained(predictor: Predictor) -> None:

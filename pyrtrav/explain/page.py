@@ -138,7 +138,8 @@ def _depths(tree: ParseTree) -> dict[str, list[Any]]:
 
 def _cost(tree: ParseTree) -> list[tuple[str, str]]:
     cost = tree.record["cost"]
-    looks = f"{cost['fixations']:,}" + (" (cut short)" if cost["truncated"] else "")
+    ended = " (cut short)" if cost["truncated"] else " (left early)" if cost.get("left_early") else ""
+    looks = f"{cost['fixations']:,}{ended}"
     total = cost["seconds"].get("total")
     pairs = [
         ("looks", looks),

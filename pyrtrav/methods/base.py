@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -34,6 +35,23 @@ class Model(nn.Module):
     @abstractmethod
     def believe(self, trace: Trace, depth: int) -> Float[Tensor, "image label"]:
         """Return the logits of a run that stops at ``depth``; zeros for images with an error."""
+
+    def let_leave(self, trace: Trace, depth: int, settings: Settings, depths: Ints) -> None:
+        """Mark the images that are sure enough after ``depth``; nothing more of them is to be looked at.
+
+        A method whose runs go depth by depth calls it after each depth, and says "exit" in ``Method.supports``.
+
+        Args:
+            depths: (image,) how deep each goes otherwise; after its last depth an image leaves nothing.
+        """
+        if settings.stop_at is None:
+            return
+        trace.judged = True
+        asked = trace.going & (depths > depth)
+        if asked.any():
+            probabilities = torch.softmax(self.believe(trace, depth).detach().double(), dim=1)
+            sure = probabilities.amax(1).cpu().numpy() >= settings.confidence_at(depth)
+            trace.left[asked & sure] = depth
 
     @abstractmethod
     def depth_of(self, image: Image, settings: Settings) -> int:
@@ -135,7 +153,7 @@ class Method:
     paper: str
     Config: type[Any]
     supports: frozenset[str]
-    """Of {"select", "budget", "cells", "hints"}: which options mean something."""
+    """Of {"select", "budget", "cells", "exit", "hints"}: which options mean something."""
     encoders: frozenset[str] | None
     """Names of the encoders that it works with; None for all."""
     build: Callable[[Any, Encoder, int], Model]

@@ -1,5 +1,7 @@
 """Looks of which each follows from the one before: what methods without a grid make."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from pyrtrav.geometry import Region
@@ -9,11 +11,19 @@ from pyrtrav.tree import Node
 
 
 def chains(trace: Trace, depth: int) -> tuple[Ints, Ints]:
-    """Return images without an error, and the first ``depth + 1`` looks of each (image, look), in order."""
+    """Return images without an error, of which none left early, and the first looks of each (image, look), in order."""
+    none = np.zeros(0, np.int64), np.zeros((0, depth + 1), np.int64)
+    return next(chains_by_length(trace, depth), none)
+
+
+def chains_by_length(trace: Trace, depth: int) -> Iterator[tuple[Ints, Ints]]:
+    """Yield the same of images that had equally many of the first ``depth + 1`` looks, the fewest first."""
     own = np.flatnonzero((trace.depth <= depth) & trace.alive[trace.image])
     order = own[np.lexsort((trace.depth[own], trace.image[own]))]
-    image = np.flatnonzero(trace.alive)
-    return image, order.reshape(len(image), len(order) // len(image) if len(image) else depth + 1)
+    looks = np.bincount(trace.image[own], minlength=trace.images)
+    for count in np.unique(looks[looks > 0]).tolist():
+        image = np.flatnonzero(looks == count)
+        yield image, order[looks[trace.image[order]] == count].reshape(len(image), count)
 
 
 def chain_nodes(trace: Trace, image: int, base_resolution: int) -> tuple[Node, ...]:

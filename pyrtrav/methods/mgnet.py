@@ -12,7 +12,7 @@ Attention".
 | localization network (4), gradient re-scaling (5) | `Mgnet.locate`, `scale_gradient` |
 | glimpse classifier f_p, global classifier f_g | `Mgnet.judge`, `Mgnet.classify` |
 | alpha, total loss (6) | `MgnetConfig.alpha`, `GlimpseLoss` |
-| early exit | a run that stops at depth t has seen t + 1 glimpses |
+| early exit | a run that stops at depth t has seen t + 1 glimpses; `Settings.stop_at` |
 
 Differs from the paper:
 1. The image is centred in a square, never squashed; regions are parts of that square.
@@ -38,12 +38,12 @@ from pyrtrav.encoders.base import Encoder, count_macs, init_xavier
 from pyrtrav.errors import ConfigError
 from pyrtrav.glimpses import GlimpseSampler
 from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
-from pyrtrav.methods.chain import chain_nodes, chains
+from pyrtrav.methods.chain import chain_nodes, chains, chains_by_length
 from pyrtrav.policy_gradient import batch_mean, log_likelihood
 from pyrtrav.sampling import Image, Images, root_of
 from pyrtrav.selection import Ints, Settings
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Generators
+from pyrtrav.traversal import Generators, bytes_read
 from pyrtrav.tree import Node
 
 
@@ -149,6 +149,7 @@ class Mgnet(Model):
         image = np.arange(len(images))
         position = torch.tensor([1.0, 0.0, 0.0], device=device).expand(len(images), 3)
         seen: list[Tensor] = []
+        depths = np.full(len(images), _last(settings))
         for step in range(_last(settings) + 1):
             region = self.region_of(trace, image, position)
             vector, read = self._encode(trace, sampler, image, region, settings.encode_batch)
@@ -160,6 +161,13 @@ class Mgnet(Model):
             zeros = np.zeros(len(image), np.int64)
             trace.add_fixations(image, zeros + step, step, zeros, zeros, here, vector)
             seen.append(torch.cat([vector, position.detach()], dim=1))
+            trace.bytes_read.append(bytes_read(images))
+            self.let_leave(trace, step, settings, depths)
+            stay = np.flatnonzero(trace.left[image] < 0)
+            if len(stay) < len(image):
+                image, seen = image[stay], [earlier[torch.from_numpy(stay).to(device)] for earlier in seen]
+                if not len(image):
+                    break
             position = self._next(self.fusion(torch.stack(seen, dim=1)))
         return trace
 
@@ -218,13 +226,11 @@ class Mgnet(Model):
 
     def believe(self, trace: Trace, depth: int) -> Float[Tensor, "image label"]:
         """Return the global classifier's logits after ``depth + 1`` glimpses, or as many as there were."""
-        zeros = self.classify.weight.new_zeros(trace.images, self.classify.out_features)
-        image, rows = chains(trace, depth)
-        if not len(image):
-            return zeros
-        seen = self._seen(trace, rows)
-        logits: Tensor = self.classify(self.fusion(seen))
-        return zeros.index_copy(0, torch.from_numpy(image).to(trace.device), logits)
+        logits = self.classify.weight.new_zeros(trace.images, self.classify.out_features)
+        for image, rows in chains_by_length(trace, depth):
+            own: Tensor = self.classify(self.fusion(self._seen(trace, rows)))
+            logits = logits.index_copy(0, torch.from_numpy(image).to(trace.device), own)
+        return logits
 
     def patches(self, images: Sequence[Image], trace: Trace) -> Float[Tensor, "fixation channels size size"]:
         size, by_scale = self.encoder.base_resolution, self.config.by_scale
@@ -303,7 +309,7 @@ METHOD = Method(
     name="mgnet",
     paper="Multi-Glimpse Network",
     Config=MgnetConfig,
-    supports=frozenset({"cells", "budget"}),
+    supports=frozenset({"cells", "budget", "exit"}),
     encoders=None,
     build=Mgnet,
     stages=lambda config: [Stage("glimpses", config.max_depth, GlimpseLoss(config))],

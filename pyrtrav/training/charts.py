@@ -18,8 +18,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BY_DEPTH, BY_BUDGET = "#0072b2", "#d55e00"
-"""Blue and vermilion of Okabe and Ito: told apart by colour-blind readers, and by their markers in print."""
+BY_DEPTH, BY_BUDGET, BY_CONFIDENCE = "#0072b2", "#d55e00", "#009e73"
+"""Blue, vermilion and green of Okabe and Ito: told apart by colour-blind readers, and by their markers in print."""
+
+_NAMES = {
+    "depth": "one run, judged after each depth (number: depth)",
+    "budget": "a run for each budget (number: looks)",
+}
+_OFFSETS: dict[str, tuple[tuple[int, int], str]] = {
+    "depth": ((-6, 6), "right"),
+    "budget": ((6, -14), "left"),
+}
+"""Where the number stands beside its point, so that all can be read: in points, and how it is aligned."""
 
 COST_NAMES = {
     "fixations": "looks an image",
@@ -42,7 +52,7 @@ def save_confusion(report: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 
 
 def save_cost(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draw accuracy against looks, multiply-accumulates, pixels and seconds, by depth and by budget."""
+    """Draw accuracy against looks, multiply-accumulates, pixels and seconds, by depth, by budget and by confidence."""
     with style():
         save_chart(_cost(report), path, "Accuracy against cost")
 
@@ -136,14 +146,15 @@ def _cost(report: Mapping[str, Any]) -> Figure:
     for axes, name in zip(grid.flat, COST_NAMES, strict=True):
         _draw_series(axes, report["by_depth"], name, "depth", BY_DEPTH, "o-")
         _draw_series(axes, report["by_budget"], name, "budget", BY_BUDGET, "s--")
+        _draw_sweep(axes, report.get("by_confidence", ()), name)
         _draw_floor(axes, report)
         _scale(axes, name, lowest)
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     unit = "groups" if report["bootstrap"]["unit"] == "group" else "images"
-    notes = [f"bars: 95% intervals by resampling the {report['bootstrap']['units']:,} {unit}"]
+    notes = [f"bars and band: 95% intervals by resampling the {report['bootstrap']['units']:,} {unit}"]
     if report["model"]["multi_level"] is False and len(report["by_depth"]) > 1:
         notes.append("the model was trained for its last depth alone")
     figure.suptitle(f"Accuracy against cost: {_subject(report)}\n{'; '.join(notes)}", fontsize=13)
@@ -158,17 +169,13 @@ def _draw_series(axes: Axes, points: Sequence[Mapping[str, Any]], cost: str, kin
     x = np.array([point["cost"][cost] for point in points])
     figures = [point["metrics"]["accuracy"] for point in points]
     y, low, high = (np.array([figure[end] for figure in figures]) for end in ("value", "low", "high"))
-    names = {
-        "depth": "one run, judged after each depth (number: depth)",
-        "budget": "a run for each budget (number: looks)",
-    }
     axes.errorbar(
         x,
         y,
         yerr=np.maximum([y - low, high - y], 0),
         fmt=form,
         color=colour,
-        label=names[kind],
+        label=_NAMES[kind],
         markersize=7,
         capsize=3,
         elinewidth=1,
@@ -176,11 +183,28 @@ def _draw_series(axes: Axes, points: Sequence[Mapping[str, Any]], cost: str, kin
         markeredgecolor="white",
         zorder=3,
     )
-    # Depths are named to the upper left of their points and budgets to the lower right, so that both can be read.
-    offset, side = ((-6, 6), "right") if kind == "depth" else ((6, -14), "left")
+    offset, side = _OFFSETS[kind]
     style: dict[str, Any] = {"ha": side, "color": colour, "weight": "bold", "zorder": 4}
     for place, text in joined_names(x.tolist(), y.tolist(), [str(point[kind]) for point in points]):
         axes.annotate(text, place, offset, textcoords="offset points", **style)
+
+
+def _draw_sweep(axes: Axes, points: Sequence[Mapping[str, Any]], cost: str) -> None:
+    """A fine line through the points, within the band of their intervals, with some of the confidences."""
+    points = [point for point in points if point["cost"][cost] is not None]
+    if not points:
+        return
+    points = sorted(points, key=lambda point: float(point["cost"][cost]))
+    x = [point["cost"][cost] for point in points]
+    y, low, high = ([point["metrics"]["accuracy"][end] for point in points] for end in ("value", "low", "high"))
+    label = "images leave early (small numbers: confidence)"
+    axes.fill_between(x, low, high, color=BY_CONFIDENCE, alpha=0.12, linewidth=0, zorder=2)
+    axes.plot(x, y, "^:", color=BY_CONFIDENCE, label=label, markersize=5, linewidth=1.4, zorder=3)
+    style: dict[str, Any] = {"ha": "right", "va": "center", "color": BY_CONFIDENCE, "fontsize": 8, "zorder": 4}
+    for place, text in joined_names(x, y, [f"{point['stop_at']:g}" for point in points]):
+        first, *others = text.split(", ")
+        spoken = f"{first}\N{EN DASH}{others[-1]}" if others else first
+        axes.annotate(spoken, place, (-7, 0), textcoords="offset points", **style)
 
 
 def joined_names(x: Sequence[float], y: Sequence[float], names: Sequence[str]) -> list[tuple[tuple[float, float], str]]:
@@ -207,7 +231,8 @@ def _draw_floor(axes: Axes, report: Mapping[str, Any]) -> None:
 def _lowest(report: Mapping[str, Any]) -> float:
     """Where the axis of accuracies begins: a round value below all that is drawn."""
     data = report["data"]
-    ends = [point["metrics"]["accuracy"]["low"] for point in (*report["by_depth"], *report["by_budget"])]
+    points = (*report["by_depth"], *report["by_budget"], *report.get("by_confidence", ()))
+    ends = [point["metrics"]["accuracy"]["low"] for point in points]
     lowest: float = min([*ends, max(data["by_class"].values()) / data["images"]])
     return max(0.0, math.floor(lowest * 10 - 0.5) / 10)
 

@@ -22,9 +22,10 @@ from pyrtrav.predict import Predictor
 from pyrtrav.pyramid.source import short_name
 from pyrtrav.selection import Settings
 from pyrtrav.training.bootstrap import LEVEL, RESAMPLES, bootstrap_intervals, unit_numbers
+from pyrtrav.training.early_exit import share_left, sweep
 from pyrtrav.training.held_out import HeldOut
 from pyrtrav.training.metrics import classification_metrics, confusion_matrix, metrics_by_class
-from pyrtrav.training.runs import Run, run_over
+from pyrtrav.training.runs import COSTS, Run, run_over
 from pyrtrav.tree import EVALUATION_SCHEMA
 
 Report = dict[str, Any]
@@ -127,6 +128,8 @@ def default_budgets(predictor: Predictor, run: Run) -> tuple[int, ...]:
     looks = looks[~np.isnan(looks)]
     if "budget" not in find_method(predictor.card.method).supports or run.settings.depth == 0 or not len(looks):
         return ()
+    if run.settings.stop_at is not None:
+        return ()  # a budget beside it is another question, or none
     most = max(1, round(float(looks.mean())))
     return (*(2**i for i in range(most.bit_length()) if 2**i < most), most)
 
@@ -190,7 +193,21 @@ def _figures(predictor: Predictor, held_out: HeldOut, run: Run, by_budget: Mappi
             }
             for budget, other in by_budget.items()
         ],
+        "by_confidence": [
+            {
+                "stop_at": confidence,
+                "left_early": _plain(share_left(run, cut)),
+                "metrics": _with_intervals(cut.final, labels, groups, seed),
+                "cost": _mean_cost(cut, -1),
+            }
+            for confidence, cut in (sweep(run) if _can_leave(predictor, run) else ())
+        ],
     }
+
+
+def _can_leave(predictor: Predictor, run: Run) -> bool:
+    """Whether the run says what early exit would have given."""
+    return predictor.goes_by_depth(run.settings) and run.settings.stop_at is None and len(run.probabilities) > 1
 
 
 def _with_intervals(
@@ -207,8 +224,9 @@ def _with_intervals(
 def _mean_cost(run: Run, depth: int) -> dict[str, float | None]:
     """Of the images that did not fail."""
     means = {}
-    for name, values in run.costs.items():
-        defined = values[depth][~np.isnan(values[depth])]
+    for name in COSTS:
+        values = run.costs[name][depth]
+        defined = values[~np.isnan(values)]
         means[name] = _plain(float(defined.mean())) if len(defined) else None
     return means
 

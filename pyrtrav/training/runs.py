@@ -18,6 +18,8 @@ from pyrtrav.selection import Settings
 from pyrtrav.training.data import Example
 
 COSTS = ("fixations", "macs", "pixels_decoded", "seconds")
+EXIT_COSTS = ("judged_macs", "bytes_read")
+"""Further ones, which thresholds of early exit are fitted on; nan where the bytes are unknown."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Run:
     probabilities: NDArray[np.float64]
     """(depth, image, class): beliefs after each depth, or where the image ends before it; zeros where it failed."""
     costs: dict[str, NDArray[np.float64]]
-    """By name in ``COSTS`` (depth, image): of the looks down to each depth; nan where the image failed."""
+    """By name in ``COSTS`` and ``EXIT_COSTS`` (depth, image): of the looks down to each depth; nan where it failed."""
     depths: NDArray[np.int64]
     """(image,) how deep an image goes; -1 where it failed."""
     errors: dict[int, PyrtravError]
@@ -62,7 +64,8 @@ def run_over(
             if outcome.error is not None:
                 errors[number] = outcome.error
             beliefs.append(_beliefs(outcome, predictor.card.classes))
-            costs.append(np.array([[getattr(cost, name) for name in COSTS] for cost in by_depth]))
+            rows = [[getattr(cost, name) for name in (*COSTS, *EXIT_COSTS)] for cost in by_depth]
+            costs.append(np.array(rows, np.float64))
         if on_images is not None:
             on_images(len(batch))
     return _gathered(settings, beliefs, costs, errors, len(predictor.card.classes))
@@ -85,10 +88,11 @@ def _gathered(
     depths = np.array([len(rows) - 1 for rows in beliefs])
     count = int(max(depths.max(initial=0), 0)) + 1
     probabilities = np.zeros((count, len(beliefs), classes))
-    cost = np.full((len(COSTS), count, len(beliefs)), np.nan)
+    names = (*COSTS, *EXIT_COSTS)
+    cost = np.full((len(names), count, len(beliefs)), np.nan)
     for number, depth in enumerate(depths.tolist()):
         if depth >= 0:
             reached = np.minimum(np.arange(count), depth)
             probabilities[:, number] = beliefs[number][reached]
             cost[:, :, number] = costs[number][reached].T
-    return Run(settings, probabilities, dict(zip(COSTS, cost, strict=True)), depths, errors)
+    return Run(settings, probabilities, dict(zip(names, cost, strict=True)), depths, errors)

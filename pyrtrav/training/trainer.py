@@ -39,6 +39,7 @@ from pyrtrav.training.checks import (
     steps_of,
 )
 from pyrtrav.training.data import Dataset
+from pyrtrav.training.early_exit import trained_exits
 from pyrtrav.training.hints import Hints, check_method
 from pyrtrav.training.images import OpenImages
 from pyrtrav.training.log import EpochReport, RunLog
@@ -274,4 +275,6 @@ class Trainer:
             "data_digest": self.dataset.digest,
         }
         card = dataclasses.replace(self.card, selection=selection)
+        exits = trained_exits(self.model, card, self.dataset.split("val"), self.device)
+        card = dataclasses.replace(card, exits=exits)
         write_outcome(self.out, self.model, card, self.log, self.at, training, reached)

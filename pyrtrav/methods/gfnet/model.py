@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrtrav.encoders.base import Encoder, Encoding, count_macs, init_xavier
 from pyrtrav.methods.base import Model
-from pyrtrav.methods.chain import chain_nodes, chains
+from pyrtrav.methods.chain import chain_nodes, chains_by_length
 from pyrtrav.methods.gfnet.classifier import CascadedClassifier, Classifier, RecurrentClassifier
 from pyrtrav.methods.gfnet.config import GfnetConfig
 from pyrtrav.methods.gfnet.places import Places
@@ -19,7 +19,7 @@ from pyrtrav.methods.gfnet.proposal import PatchProposal, Proposed
 from pyrtrav.sampling import Image, Images, PatchSampler, StackSampler, make_sampler, read_ahead, root_of
 from pyrtrav.selection import Floats, Ints, Settings
 from pyrtrav.trace import Trace, take_rows
-from pyrtrav.traversal import Generators, Purpose, own_draws
+from pyrtrav.traversal import Generators, Purpose, bytes_read, own_draws
 from pyrtrav.tree import Node
 
 
@@ -78,22 +78,28 @@ class Gfnet(Model):
         draws = _draws(settings, len(images), last, generator)
         region = np.array([root.as_tuple() for root in trace.roots]).reshape(-1, 4)
         rollout, proposed = Rollout([], []), None
+        depths = np.full(len(images), last)
         for step in range(last + 1):
             encoding, read = self._encode(trace, sampler, image, region, step, settings.encode_batch)
             rows = torch.from_numpy(read).to(device)
             image, region, rollout = image[read], region[read], rollout.only(rows)
             zeros = np.zeros(len(image), np.int64)
             trace.add_fixations(image, zeros + step, step, zeros, zeros, region, encoding.vector)
-            if step == last:
+            trace.bytes_read.append(bytes_read(images))
+            self.let_leave(trace, step, settings, depths)
+            stay = np.flatnonzero(trace.left[image] < 0)
+            if step == last or not len(stay):
                 break
+            staying = torch.from_numpy(stay).to(device)
+            image, rollout, rows = image[stay], rollout.only(staying), rows[staying]
             if settings.select in ("random", "centre"):
                 region = places.spread(image, draws[image, step])
                 continue
             state = None if proposed is None else proposed.state[rows]
             with torch.no_grad():
-                proposed = self.propose(encoding.map, state)
+                proposed = self.propose(encoding.map[staying], state)
                 action = self._act(proposed, draws[image, step])
-            rollout.maps.append(encoding.map.detach())
+            rollout.maps.append(encoding.map[staying].detach())
             rollout.actions.append(action)
             region = places.at(image, action.double().cpu().numpy())
         return trace, rollout
@@ -156,12 +162,11 @@ class Gfnet(Model):
     def believe(self, trace: Trace, depth: int) -> Float[Tensor, "image label"]:
         """Return the classifier's logits after ``depth + 1`` looks, or as many as there were."""
         weight = self.judge_glance.weight
-        zeros = weight.new_zeros(trace.images, weight.shape[0])
-        image, rows = chains(trace, depth)
-        if not len(image):
-            return zeros
-        logits = self.classify(self.seen(trace, rows))[:, -1]
-        return zeros.index_copy(0, torch.from_numpy(image).to(trace.device), logits)
+        logits = weight.new_zeros(trace.images, weight.shape[0])
+        for image, rows in chains_by_length(trace, depth):
+            own = self.classify(self.seen(trace, rows))[:, -1]
+            logits = logits.index_copy(0, torch.from_numpy(image).to(trace.device), own)
+        return logits
 
     def nodes(self, trace: Trace, image: int) -> tuple[Node, ...]:
         return chain_nodes(trace, image, self.encoder.base_resolution)

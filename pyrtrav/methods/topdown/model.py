@@ -51,7 +51,10 @@ class TopDown(Model):
         return list(self.location.parameters())
 
     def look(self, images: Images, settings: Settings, generator: Generators | None = None) -> Trace:
-        trace: Trace = self.traversal(images, settings, generator)
+        def leave(trace: Trace, depth: int, depths: Ints) -> None:
+            self.let_leave(trace, depth, settings, depths)
+
+        trace: Trace = self.traversal(images, settings, generator, leave)
         return trace
 
     def depth_of(self, image: Image, settings: Settings) -> int:
@@ -122,11 +125,17 @@ class TopDown(Model):
         cost = self.module_macs()
         fixations = np.bincount(trace.image, minlength=trace.images)
         located = np.bincount(trace.image[np.unique(trace.parent)], minlength=trace.images)
-        merged = np.bincount(trace.image[np.unique(trace.parent[trace.on])], minlength=trace.images)
+        parents = np.unique(trace.parent[trace.on])
+        beliefs, times = np.ones(trace.images, np.int64), np.ones(len(parents), np.int64)
+        if trace.judged:
+            # A belief after each depth merges all fixations above it again.
+            np.maximum.at(beliefs, trace.image, trace.depth + 1)
+            times = beliefs[trace.image[parents]] - 1 - trace.depth[parents]
+        merged = np.bincount(trace.image[parents], weights=times, minlength=trace.images).astype(np.int64)
         total = (
             fixations * cost["encoder"]
             + located * cost["location"]
             + merged * (cost["aggregation"] + cost["merging"])
-            + cost["classification"]
+            + beliefs * cost["classification"]
         )
         return [int(n) for n in total]
