@@ -14,12 +14,12 @@ FLOORS = [
     ["errors", "geometry", "cost", "files", "config", "lock", "stopping", "tables", "tree"],
     ["pyramid"],
     ["explain", "explanation", "formats", "doctor"],
-    ["ranks", "selection", "trace", "colours", "sampling", "glimpses", "tiling"],
+    ["ranks", "selection", "trace", "colours", "tensor_image", "sampling", "glimpses", "tiling"],
     ["encoders", "policy_gradient"],
     ["traversal"],
     ["methods"],
     ["model_file", "ledger", "predict"],
-    ["training", "cohort"],
+    ["training", "cohort", "robustness"],
     ["cli"],
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
