@@ -17,7 +17,7 @@ def defocus_blur(picture: Picture, severity: int, random: Random) -> Picture:
 
 
 def disk(radius: float, softness: float) -> Picture:
-    """Return a disk of sum 1 as an array of odd sides, its rim softened by a Gaussian that is cut after a pixel or two."""
+    """Return a disk of sum 1 as an array of odd sides, its rim softened by a Gaussian of a pixel or two."""
     margin = 1 if radius <= 8 else 2
     reach = int(np.ceil(radius)) + margin
     along = np.arange(-reach, reach + 1)

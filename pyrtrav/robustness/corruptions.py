@@ -48,4 +48,4 @@ def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, seed: int | tup
     own = (seed,) if isinstance(seed, int) else seed
     random = np.random.default_rng([*own, zlib.crc32(name.encode())])
     found = CORRUPTIONS[name](pixels / 255.0, severity, random)
-    return np.rint(found.clip(0, 1) * 255).astype(np.uint8)
+    return np.asarray(np.rint(found.clip(0, 1) * 255), np.uint8)

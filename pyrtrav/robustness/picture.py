@@ -14,7 +14,7 @@ PUBLISHED_SIDE = 224
 
 def scale_of(picture: Picture) -> float:
     """Return what lengths are multiplied by: the shorter side over the published one."""
-    return min(picture.shape[:2]) / PUBLISHED_SIDE
+    return float(min(picture.shape[:2])) / PUBLISHED_SIDE
 
 
 def magnified(picture: Picture, factor: float) -> Picture:

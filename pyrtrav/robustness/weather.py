@@ -35,7 +35,8 @@ def gray(picture: Picture) -> Picture:
 def frost(picture: Picture, severity: int, random: Random) -> Picture:
     """Crystals of ice before the picture."""
     share, ice = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity - 1]
-    return share * picture + ice * _crystals(*picture.shape, random)
+    height, width, channels = picture.shape
+    return np.asarray(share * picture + ice * _crystals(height, width, channels, random))
 
 
 _ICE = np.array([0.86, 0.95, 1.0])
@@ -56,14 +57,15 @@ def _crystals(height: int, width: int, channels: int, random: Random) -> Picture
     grain = plasma(height, width, 1.25, random)
     ice = (0.25 * grain + 0.9 * thick * (0.35 + seams) ** 0.8).clip(0, 1)
     tint = _ICE if channels == 3 else _ICE.mean(keepdims=True)
-    return ice[:, :, None] * tint
+    return np.asarray(ice[:, :, None] * tint)
 
 
 def fog(picture: Picture, severity: int, random: Random) -> Picture:
     """Clouds before the picture, after which the brightest is as bright as before."""
     amount, decay = ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))[severity - 1]
     brightest = picture.max()
-    clouds = plasma(*picture.shape[:2], decay, random)[:, :, None]
+    height, width = picture.shape[:2]
+    clouds = plasma(height, width, decay, random)[:, :, None]
     return np.asarray((picture + amount * clouds) * brightest / (brightest + amount))
 
 
@@ -88,12 +90,12 @@ def plasma(height: int, width: int, decay: float, random: Random) -> Picture:
         land[half::step, ::step] = _wobbled(beside, wobble, random)
         step, wobble = half, wobble / decay**2
     land -= land.min()
-    return (land / land.max())[:height, :width]
+    return np.asarray((land / land.max())[:height, :width])
 
 
 def _wobbled(fours: Picture, wobble: float, random: Random) -> Picture:
     """The means of sums of four, and noise."""
-    return fours / 4 + random.uniform(-wobble, wobble, fours.shape)
+    return np.asarray(fours / 4 + random.uniform(-wobble, wobble, fours.shape))
 
 
 def brightness(picture: Picture, severity: int, random: Random) -> Picture:
