@@ -1,5 +1,7 @@
 """Blur: a lens out of focus, frosted glass, and a camera that moves or zooms."""
 
+from typing import Literal
+
 import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
@@ -11,9 +13,7 @@ def defocus_blur(picture: Picture, severity: int, random: Random) -> Picture:
     """Every point becomes a disk."""
     radius, softness = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
     kernel = disk(radius * scale_of(picture), softness)
-    reach = len(kernel) // 2
-    wide = np.pad(picture, ((reach, reach), (reach, reach), (0, 0)), "reflect")
-    return np.asarray(fftconvolve(wide, kernel[:, :, None], mode="valid", axes=(0, 1)))
+    return convolved(picture, kernel, "reflect")
 
 
 def disk(radius: float, softness: float) -> Picture:
@@ -60,13 +60,18 @@ def trailed(picture: Picture, radius: float, sigma: float, degrees: float) -> Pi
     weights = np.exp(-(np.arange(count) ** 2) / (2 * max(sigma * scale, 1e-3) ** 2))
     angle = np.deg2rad(degrees)
     steps = np.ceil(np.outer(np.arange(count), (np.sin(angle), np.cos(angle))) - 0.5).astype(np.int64)
-    height, width = picture.shape[:2]
-    rows, columns = np.arange(height), np.arange(width)
-    total = np.zeros_like(picture)
-    for weight, (down, across) in zip(weights / weights.sum(), steps.tolist(), strict=True):
-        row = (rows + down).clip(0, height - 1)
-        total += weight * picture[row][:, (columns + across).clip(0, width - 1)]
-    return total
+    reach = int(np.abs(steps).max())
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1))
+    # A convolution turns its kernel round.
+    np.add.at(kernel, (reach - steps[:, 0], reach - steps[:, 1]), weights / weights.sum())
+    return convolved(picture, kernel, "edge")
+
+
+def convolved(picture: Picture, kernel: Picture, beyond: Literal["edge", "reflect"]) -> Picture:
+    """Return a picture convolved with a kernel of odd sides; ``beyond`` says what lies outside, as `numpy.pad` does."""
+    reach = len(kernel) // 2
+    wide = np.pad(picture, ((reach, reach), (reach, reach), (0, 0)), beyond)
+    return np.asarray(fftconvolve(wide, kernel[:, :, None], mode="valid", axes=(0, 1)))
 
 
 def zoom_blur(picture: Picture, severity: int, random: Random) -> Picture:
