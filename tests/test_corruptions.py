@@ -159,7 +159,7 @@ def test_clouds_fill_their_range_and_are_rougher_with_less_decay() -> None:
         assert land.max() <= 1
         return float(np.abs(np.diff(land, axis=1)).mean() / land.std())
 
-    rough = [roughness(decay) for decay in (1.2, 1.5, 2.0, 3.0)]
+    rough = [roughness(decay) for decay in (1.2, 1.4, 1.7)]
     assert rough == sorted(rough, reverse=True)
 
 
