@@ -15,7 +15,7 @@ from pyrtrav.encoders.base import Window, init_xavier
 from pyrtrav.errors import ConfigError
 from pyrtrav.methods import METHODS, Model
 from pyrtrav.methods.mgnet import Mgnet
-from pyrtrav.robustness.attack import Attack, as_bytes, attacked, gradients
+from pyrtrav.robustness.attack import Attack, as_bytes, attacked, gradients, odds_against, surprise
 from pyrtrav.robustness.judge import logits_of
 from pyrtrav.selection import Settings
 from pyrtrav.tensor_image import InMemory, TensorImage
@@ -73,7 +73,7 @@ def test_gradients_are_finite_differences(method: str) -> None:
     believe = believer(model, rounded=False)
     random = torch.Generator().manual_seed(1)
     with model.true_gradients():
-        found = gradients(believe, own, LABELS)
+        found = gradients(believe, own, LABELS, surprise)
         for number, slope in enumerate(found):
             assert float(slope.abs().max()) > 0
             for _ in range(2):
@@ -90,11 +90,11 @@ def test_gradients_are_finite_differences(method: str) -> None:
 def test_training_scales_what_mgnet_learns_of_where_to_look_and_an_attack_does_not() -> None:
     model, own = make("mgnet"), pictures()
     believe = believer(model, rounded=False)
-    scaled = gradients(believe, own, LABELS)
+    scaled = gradients(believe, own, LABELS, surprise)
     with model.true_gradients():
-        whole = gradients(believe, own, LABELS)
+        whole = gradients(believe, own, LABELS, surprise)
     assert not torch.allclose(scaled[0], whole[0], rtol=1e-3)
-    torch.testing.assert_close(gradients(believe, own, LABELS)[0], scaled[0])
+    torch.testing.assert_close(gradients(believe, own, LABELS, surprise)[0], scaled[0])
 
 
 @pytest.mark.parametrize("method", OPTIONS)
@@ -155,6 +155,21 @@ def test_against_a_linear_model_pgd_goes_to_the_corner_of_its_box() -> None:
     torch.testing.assert_close(found[3][0], (picture + 4.0 * way).clamp(0, 255))
     once = dict(attacked(believe, [picture], torch.tensor([0]), Attack("fgsm", steps=(1,)), 4.0))
     torch.testing.assert_close(once[1][0], found[3][0])
+
+
+def test_the_odds_rise_where_cross_entropy_does_and_where_it_is_rounded_to_nothing() -> None:
+    logits = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]], dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([1, 0])
+    chance = torch.softmax(logits, 1)[[0, 1], labels]
+    torch.testing.assert_close(odds_against(logits, labels), torch.log((1 - chance) / chance))
+    odds, entropy = (
+        torch.autograd.grad(loss(logits, labels).sum(), logits, retain_graph=True)[0]
+        for loss in (odds_against, surprise)
+    )
+    torch.testing.assert_close(entropy, (1 - chance)[:, None] * odds)
+    sure = torch.tensor([[300.0, 0.0]], requires_grad=True)
+    assert torch.autograd.grad(surprise(sure, labels[1:]).sum(), sure)[0].abs().max() == 0
+    assert torch.autograd.grad(odds_against(sure, labels[1:]).sum(), sure)[0].tolist() == [[-1, 1]]
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.4, 2.0, 2.5])

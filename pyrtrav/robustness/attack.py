@@ -4,10 +4,13 @@ Sources: FGSM, "Explaining and harnessing adversarial examples", Goodfellow, Shl
 eps. PGD, "Towards deep learning models resistant to adversarial attacks", Madry et al., ICLR 2018: several steps, each
 followed by a projection, from the picture itself.
 
-| name | where | valid colours | gradient |
-|---|---|---|---|
-| `fgsm`, `pgd` | pixels: eps is so many of 255 levels | kept | the model's own |
-| `pgd-paper` | normalised values: eps / 255 of them | not kept | scaled as in training (mgnet) |
+| name | where | valid colours | loss | gradient |
+|---|---|---|---|---|
+| `fgsm`, `pgd` | pixels: eps is so many of 255 levels | kept | log-odds | the model's own |
+| `pgd-paper` | normalised values: eps / 255 of them | not kept | cross entropy | scaled as in training (mgnet) |
+
+The log-odds against the label have the direction of cross entropy's gradient, which is theirs times the probability of
+the other classes. Where a model is very sure that product is zero in 32 bits, and what looks robust is only rounded.
 
 `pgd-paper` is how the authors of "Multi-Glimpse Network" attacked; what comes out is mostly no picture that a file
 could hold.
@@ -19,11 +22,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from pyrtrav.errors import ConfigError, nearest_name
 
 ATTACKS = ("fgsm", "pgd", "pgd-paper")
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From logits (picture, class) and labels (picture,) to what an attack raises, (picture,)."""
 
 Believe = Callable[[list[Tensor]], Tensor]
 """From pictures (channels, height, width) in 0..255 to logits (picture, class), with a gradient."""
@@ -82,22 +88,33 @@ def attacked(
     if not attack.normalised:
         least, most = ([bound.clamp(0, 255) for bound in bounds] for bounds in (least, most))
     step = eps if attack.name == "fgsm" else attack.step
+    loss = surprise if attack.normalised else odds_against
     now = [picture.detach() for picture in pictures]
     for count in range(1, max(attack.steps) + 1):
         now = [
             torch.clamp(picture + step * unit.to(picture) * slope.sign(), low, high)
-            for picture, slope, low, high in zip(now, gradients(believe, now, labels), least, most, strict=True)
+            for picture, slope, low, high in zip(now, gradients(believe, now, labels, loss), least, most, strict=True)
         ]
         if count in attack.steps:
             yield count, now
 
 
-def gradients(believe: Believe, pictures: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, ...]:
-    """Return, for each picture, the gradient of its cross entropy with respect to its values."""
+def surprise(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return each picture's cross entropy."""
+    return cross_entropy(logits, labels, reduction="none")
+
+
+def odds_against(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return, for each picture, the logarithm of the other classes' probability over the label's."""
+    own = one_hot(labels, logits.shape[1]).bool()
+    return logits.masked_fill(own, -torch.inf).logsumexp(1) - logits[own]
+
+
+def gradients(believe: Believe, pictures: Sequence[Tensor], labels: Tensor, loss: Loss) -> tuple[Tensor, ...]:
+    """Return, for each picture, the gradient of its loss with respect to its values."""
     with torch.enable_grad():
         leaves = [picture.detach().requires_grad_() for picture in pictures]
-        loss = cross_entropy(believe(leaves), labels, reduction="sum")
-        return torch.autograd.grad(loss, leaves)
+        return torch.autograd.grad(loss(believe(leaves), labels).sum(), leaves)
 
 
 def as_bytes(attacked: Tensor, picture: Tensor, eps: float) -> Tensor:
