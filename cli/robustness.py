@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from pyrtrav.cli.render import stdout, table
+from pyrtrav.cli.render import pairs, stdout, table
 
 
 def print_robustness(report: dict[str, Any]) -> None:
     """Print the tables of a report."""
     data, corruptions, attack = report["data"], report["corruptions"], report["attack"]
     copies = (
-        f", {data['reduced']:,} of them copies of at most {data['side']:,} pixels a side" if data["reduced"] else ""
+        f"; {data['reduced']:,} of them copies of at most {data['side']:,} pixels a side" if data["reduced"] else ""
     )
-    title = f"{data['images']:,} images of {data['path']} ({data['split']}){copies}"
-    stdout.print(table(("", "accuracy"), [("clean", f"{report['clean']:.3f}")], title=title))
+    judged = f"{data['images']:,} of {data['path']} ({data['split']}){copies}"
+    stdout.print(pairs([("images", judged), ("clean accuracy", f"{report['clean']:.3f}")]))
     if corruptions is not None:
         rows = [
             (each["name"].replace("_", " "), *_shown(each["by_severity"]), f"{each['mean']:.3f}")
