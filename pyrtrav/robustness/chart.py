@@ -72,8 +72,8 @@ def _attack(axes: Axes, report: Mapping[str, Any]) -> None:
         for figure, colour, name in (("accuracy", BY_DEPTH, what), ("unrounded", BY_BUDGET, f"{what}, unrounded")):
             drawn = [(point[along], point[figure]) for point in points if point[figure] is not None]
             if drawn:
-                marker = "osD^v"[number % 5]
-                axes.plot(*zip(*drawn, strict=True), color=colour, marker=marker, label=name)
+                marker, line = "osD^v"[number % 5], ("-", "--", "-.", ":")[number % 4]
+                axes.plot(*zip(*drawn, strict=True), color=colour, marker=marker, linestyle=line, label=name)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("eps, in 255ths" if along == "eps" else "steps")
     axes.set_ylabel("accuracy")

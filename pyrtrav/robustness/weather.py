@@ -104,4 +104,4 @@ def brightness(picture: Picture, severity: int, random: Random) -> Picture:
     value = picture.max(2, keepdims=True)
     brighter = (value + more).clip(0, 1)
     black = value == 0
-    return np.where(black, brighter, picture * (brighter / np.where(black, 1.0, value)))
+    return np.asarray(np.where(black, brighter, picture * (brighter / np.where(black, 1.0, value))))
