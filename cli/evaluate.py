@@ -11,6 +11,10 @@ from rich.markup import escape
 
 from pyrtrav.cli import options as o
 from pyrtrav.cli.render import note, pairs, progress, stderr, stdout, table, warn
+from pyrtrav.cli.robustness import print_robustness
+from pyrtrav.errors import ConfigError
+
+_ROBUST = "Robustness, instead of the other figures"
 
 
 def evaluate(
@@ -39,8 +43,46 @@ def evaluate(
             metavar="N,N,...",
         ),
     ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Evaluate no more than so many images, drawn by --seed.", metavar="N")
+    ] = None,
+    corruptions: Annotated[
+        bool,
+        typer.Option("--corruptions", help="Accuracy under 15 corruptions at 5 severities.", rich_help_panel=_ROBUST),
+    ] = False,
+    attack: Annotated[
+        str | None,
+        typer.Option(help="Accuracy under attack: fgsm, pgd or pgd-paper.", metavar="NAME", rich_help_panel=_ROBUST),
+    ] = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            help="Greatest changes of a value that an attack may make, in 255ths; default: 4.",
+            metavar="X,X,...",
+            rich_help_panel=_ROBUST,
+        ),
+    ] = None,
+    step: Annotated[
+        float | None,
+        typer.Option(help="Change of a value in a step of pgd, in 255ths; default: 1.", rich_help_panel=_ROBUST),
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(help="Steps of pgd; default: 4.", metavar="N,N,...", rich_help_panel=_ROBUST),
+    ] = None,
+    side: Annotated[
+        int | None,
+        typer.Option(
+            help="Change and judge copies of larger images, their longer side so many pixels.",
+            metavar="N",
+            rich_help_panel=_ROBUST,
+        ),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for report.json, predictions.csv, confusion.png and cost.png.")
+        Path | None,
+        typer.Option(
+            help="Folder for report.json, predictions.csv, confusion.png, cost.png; or robustness.json, .png."
+        ),
     ] = None,
     save_exits: Annotated[
         Path | None,
@@ -57,15 +99,19 @@ def evaluate(
     """
     from pyrtrav.files import make_folder
     from pyrtrav.predict import Predictor
+    from pyrtrav.robustness.options import make_plan
     from pyrtrav.training.early_exit import check_save, save_with_exits
-    from pyrtrav.training.held_out import load_held_out
+    from pyrtrav.training.held_out import limited, load_held_out
     from pyrtrav.training.report import evaluate_model, parse_budgets
     from pyrtrav.training.report_files import write_report
 
     tried = None if budgets is None else parse_budgets(budgets)
+    plan = make_plan(corruptions=corruptions, attack=attack, eps=eps, step=step, steps=steps, side=side, seed=seed)
+    if plan is not None and (budgets is not None or save_exits is not None):
+        raise ConfigError("--budgets and --save-exits go without --corruptions and --attack")
     predictor = Predictor(model, device=device)
     card = predictor.card
-    held_out = load_held_out(data, card.classes, split, training=card.training)
+    held_out = limited(load_held_out(data, card.classes, split, training=card.training), limit, seed)
     look = {"select": select, "tau": tau, "k": k, "budget": budget, "depth": depth, "seed": seed}
     look |= {"stop_at": stop_at, "mean_budget": mean_budget}
     settings = predictor.settings(**look)
@@ -77,13 +123,16 @@ def evaluate(
         warn(warning)
     if model is None:
         note(f"model: {predictor.name}", quiet)
+    command = shlex.join(["pyrtrav", *sys.argv[1:]])
+    if plan is not None:
+        _robustness(predictor, held_out, look, plan, mpp, command, out, as_json, quiet)
+        return
     with progress(quiet) as bar:
         task = bar.add_task("evaluating", total=len(held_out.examples))
 
         def watch(run: str, done: int) -> None:
             bar.update(task, description=f"evaluating, {run}", completed=done)
 
-        command = shlex.join(["pyrtrav", *sys.argv[1:]])
         evaluated = evaluate_model(predictor, held_out, look, budgets=tried, mpp=mpp, command=command, watch=watch)
     report = evaluated.report
     written = write_report(evaluated, out) if out is not None else {}
@@ -97,6 +146,35 @@ def evaluate(
         if written:
             stdout.print(pairs([(name, path) for name, path in written.items()]))
     _note_limits(report, quiet)
+    _fail_where_images_failed(report, quiet)
+
+
+def _robustness(
+    predictor: Any,
+    held_out: Any,
+    look: dict[str, Any],
+    plan: Any,
+    mpp: float | None,
+    command: str,
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from pyrtrav.robustness.options import write_robustness
+    from pyrtrav.robustness.report import evaluate_robustness
+
+    with progress(quiet) as bar:
+        task = bar.add_task(f"evaluating in {len(plan.keys)} ways", total=len(held_out.examples))
+        report = evaluate_robustness(
+            predictor, held_out, look, plan, mpp=mpp, command=command, watch=lambda done: bar.advance(task, done)
+        )
+    written = write_robustness(report, out) if out is not None else {}
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        print_robustness(report)
+        if written:
+            stdout.print(pairs([(name, path) for name, path in written.items()]))
     _fail_where_images_failed(report, quiet)
 
 
@@ -185,9 +263,8 @@ def _note_limits(report: dict[str, Any], quiet: bool) -> None:
 def _fail_where_images_failed(report: dict[str, Any], quiet: bool) -> None:
     failures = report["failures"]
     for failure in failures:
-        stderr.print(
-            f"[bold red]failed ({failure['run']}):[/] {escape(failure['message'])}", highlight=False, soft_wrap=True
-        )
+        run = f" ({failure['run']})" if "run" in failure else ""
+        stderr.print(f"[bold red]failed{run}:[/] {escape(failure['message'])}", highlight=False, soft_wrap=True)
     if failures:
         note(f"{len(failures)} of {report['data']['images']} images failed and count as wrong", quiet)
         raise typer.Exit(1)

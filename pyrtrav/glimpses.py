@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
 from pyrtrav.errors import ConfigError, PyramidError
-from pyrtrav.sampling import Images, ImageStack, PatchSampler, root_of
+from pyrtrav.sampling import Images, ImageStack, make_sampler, root_of
 from pyrtrav.selection import Floats, Ints
 
 Errors = dict[int, PyramidError]
@@ -44,7 +44,7 @@ class GlimpseSampler:
         # As many pixels as a glimpse can need: samples are less than two of them apart.
         self._window = 2 * size + 2
         if not isinstance(images, ImageStack):
-            self._sampler = PatchSampler(images, self._window, pinned=device.type == "cuda")
+            self._sampler = make_sampler(images, self._window, device)
 
     def __call__(
         self, image: Ints, region: Float[Tensor, "glimpse 4"]
@@ -76,7 +76,8 @@ class GlimpseSampler:
         corner = origin + first.cpu().numpy() * step[:, None]
         side = self._window * step
         windows, errors = self._sampler(image, np.stack([*corner.T, side, side], axis=1))
-        painted = self._sampler.palette(windows.to(self.device, non_blocking=True), image, torch.float32)
+        dtype = windows.dtype if windows.is_floating_point() else torch.float32
+        painted = self._sampler.palette(windows.to(self.device, non_blocking=True), image, dtype)
         painted = painted if painted.is_floating_point() else painted.float() / 255
         dead = torch.tensor([number in errors for number in range(len(image))], device=self.device)
         found = _sample(painted, pixel.to(self.device) - first.to(self.device)[:, :, None])

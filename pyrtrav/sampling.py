@@ -18,6 +18,7 @@ from pyrtrav.errors import ConfigError, PyramidError
 from pyrtrav.geometry import Region, root_region
 from pyrtrav.pyramid.base import Patches
 from pyrtrav.selection import Floats, Ints
+from pyrtrav.tensor_image import TensorImage
 from pyrtrav.trace import Trace
 
 
@@ -77,6 +78,38 @@ class PatchSampler:
         read = pyramid.read_many(regions, self.size)
         pixels[members] = read.pixels
         return read.errors
+
+
+class TensorSampler(PatchSampler):
+    """Reads patches with a gradient that goes back to the pixels."""
+
+    def __call__(
+        self, image: Ints, region: Floats
+    ) -> tuple[Shaped[Tensor, "fixation channels size size"], dict[int, PyramidError]]:
+        """As ``PatchSampler``, but in 0..1; no image can fail here."""
+        parts, order = [], []
+        for number in np.unique(image).tolist():
+            own = np.flatnonzero(image == number)
+            source = self.pyramids[number]
+            assert isinstance(source, TensorImage)
+            parts.append(source.read_tensors([Region(*row) for row in region[own].tolist()], self.size))
+            order.append(own)
+        patches = torch.cat(parts)
+        return patches[torch.from_numpy(np.argsort(np.concatenate(order))).to(patches.device)], {}
+
+
+def read_block(image: Image, region: Region, size: tuple[int, int]) -> Shaped[Tensor, "one channels height width"]:
+    """Return one patch of ``size`` (width, height): bytes, or in 0..1 where the image's pixels want a gradient.
+
+    Raises:
+        PyramidError: it cannot be read.
+    """
+    if isinstance(image, TensorImage):
+        return image.read_tensors([region], size)
+    patches = image.read_many([region], size)
+    if patches.errors[0] is not None:
+        raise patches.errors[0]
+    return torch.from_numpy(patches.pixels).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +238,8 @@ def make_sampler(images: Images, size: int, device: torch.device) -> PatchSample
     """Return what reads patches of ``size`` pixels for a model on the device."""
     if isinstance(images, ImageStack):
         return StackSampler(images, size)
+    if any(isinstance(image, TensorImage) for image in images):
+        return TensorSampler(images, size)
     return PatchSampler(images, size, pinned=device.type == "cuda")
 
 

@@ -24,6 +24,7 @@ from pyrtrav.geometry import Region
 RESULT_SCHEMA = "pyrtrav.result/1"
 TREE_SCHEMA = "pyrtrav.tree/1"
 EVALUATION_SCHEMA = "pyrtrav.evaluation/1"
+ROBUSTNESS_SCHEMA = "pyrtrav.robustness/1"
 GEOJSON_SCHEMA = "pyrtrav.geojson/1"
 
 Record = dict[str, Any]

@@ -123,3 +123,10 @@ def test_every_option_for_many_images_is_documented() -> None:
     looking |= {"--stop-at", "--mean-budget"}
     table = re.findall(r"^\| `(--[\w-]+)", section("cohort.md", "Options"), re.MULTILINE)
     assert set(table) == flags - looking - {"--json", "--quiet", "--help"}
+
+
+def test_every_option_of_robustness_is_documented() -> None:
+    command: Any = typer.main.get_command(app)
+    options = command.commands["evaluate"].params
+    own = {option.opts[0] for option in options if "Robustness" in (getattr(option, "rich_help_panel", None) or "")}
+    assert set(re.findall(r"^\| `(--[\w-]+)` \|", section("robustness.md", "Robustness"), re.MULTILINE)) == own

@@ -14,12 +14,12 @@ FLOORS = [
     ["errors", "geometry", "cost", "files", "config", "lock", "stopping", "tables", "tree"],
     ["pyramid"],
     ["explain", "explanation", "formats", "doctor"],
-    ["ranks", "selection", "exits", "trace", "colours", "sampling", "glimpses", "tiling"],
+    ["ranks", "selection", "exits", "trace", "colours", "tensor_image", "sampling", "glimpses", "tiling"],
     ["encoders", "policy_gradient", "ppo"],
     ["traversal"],
     ["methods"],
     ["model_file", "ledger", "occlusion", "predict"],
-    ["training", "cohort"],
+    ["training", "cohort", "robustness"],
     ["cli"],
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

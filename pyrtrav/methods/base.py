@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,10 @@ class Model(nn.Module):
         """Return the weights that decide where to look. Their gradients are clipped by themselves: where they vary
         much from step to step, as those of REINFORCE do, they take nothing from the others' steps."""
         return []
+
+    def true_gradients(self) -> AbstractContextManager[None]:
+        """During the block gradients are the function's own, without what training does to them on their way."""
+        return nullcontext()
 
     def pixels_encoded(self, trace: Trace) -> list[int]:
         """Pixels that the encoder saw of each image."""

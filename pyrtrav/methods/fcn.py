@@ -30,7 +30,7 @@ from pyrtrav.errors import ConfigError, PyramidError
 from pyrtrav.geometry import Region, halvings
 from pyrtrav.methods.base import Method, Model, Stage
 from pyrtrav.methods.cross_entropy import CrossEntropy
-from pyrtrav.sampling import Image, root_of
+from pyrtrav.sampling import Image, read_block, root_of
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
 from pyrtrav.traversal import Generators
@@ -133,12 +133,9 @@ class Fcn(Model):
         width, height = columns.last - columns.first, rows.last - rows.first
         place = Region(root.x + columns.first * scale, root.y + rows.first * scale, width * scale, height * scale)
         begun = time.perf_counter()
-        patches = image.read_many([place], (width, height))
+        stored = read_block(image, place, (width, height)).to(self.encoder.mean.device)
         read = time.perf_counter()
         seconds["read"] += read - begun
-        if patches.errors[0] is not None:
-            raise patches.errors[0]
-        stored = torch.from_numpy(patches.pixels).permute(0, 3, 1, 2).to(self.encoder.mean.device)
         dtype = self.encoder.mean.dtype
         pixels = Palette([image])(stored, np.zeros(1, np.int64), dtype)
         features = self.encoder.running(self._features, pixels, dtype)

@@ -24,7 +24,8 @@ Differs from the paper:
 4. In its tree a glimpse's depth is its place in the chain.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +137,16 @@ class Mgnet(Model):
         for module in (self.classify, self.judge, self.locate):
             init_xavier(module)
         self._macs: list[int] | None = None
+        self._gradient_scale = config.gradient_scale
+
+    @contextmanager
+    def true_gradients(self) -> Iterator[None]:
+        """During the block the gradient that says where to look is not scaled (5)."""
+        self._gradient_scale = 1.0
+        try:
+            yield
+        finally:
+            self._gradient_scale = self.config.gradient_scale
 
     def depth_of(self, image: Image, settings: Settings) -> int:
         return _last(settings)
@@ -192,7 +203,7 @@ class Mgnet(Model):
     def _next(self, fused: Float[Tensor, "image size"]) -> Float[Tensor, "image 3"]:
         """Scale and centre of the next glimpse, within the root: equations (4) and (5)."""
         least, most = self.config.least_scale, self.config.most_scale
-        share = scale_gradient(torch.sigmoid(self.locate(fused)), self.config.gradient_scale)
+        share = scale_gradient(torch.sigmoid(self.locate(fused)), self._gradient_scale)
         scale = least + (most - least) * share[:, :1]
         return torch.cat([scale, (2 * share[:, 1:] - 1) * (1 - scale)], dim=1)
 

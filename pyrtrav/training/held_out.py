@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from pyrtrav.errors import ConfigError, DatasetError, nearest_name
 from pyrtrav.training.contents import check_labels, equal_contents, leaks
 from pyrtrav.training.data import Dataset, Example, Split, check_groups, load_dataset
@@ -87,6 +89,25 @@ def load_held_out(
         warnings.append(f"{path}: {_of(chosen)} are evaluated; those that the model was trained on flatter the result")
     kept = [row for row in rows if chosen in (ALL, row.split)]
     return HeldOut(path, chosen, _examples(kept, classes), tuple(warnings))
+
+
+def limited(held_out: HeldOut, limit: int | None, seed: int) -> HeldOut:
+    """Return no more than so many of the images, drawn by the seed; they stay in order.
+
+    Raises:
+        ConfigError: none would be left.
+    """
+    if limit is None:
+        return held_out
+    if limit < 1:
+        raise ConfigError(f"--limit must be 1 or more, got {limit}")
+    count = len(held_out.examples)
+    if count <= limit:
+        return held_out
+    drawn = np.sort(np.random.default_rng([seed, count]).permutation(count)[:limit]).tolist()
+    note = f"{held_out.source}: evaluated are {limit:,} of {count:,} images, drawn by seed {seed}"
+    examples = tuple(held_out.examples[number] for number in drawn)
+    return replace(held_out, examples=examples, warnings=(*held_out.warnings, note))
 
 
 def _of(split: str) -> str:

@@ -85,8 +85,8 @@ def evaluate_model(
         "version": __version__,
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data": _described_data(predictor, held_out),
-        **_described_model(predictor, settings, mpp),
+        "data": described_data(predictor, held_out),
+        **described_model(predictor, settings, mpp),
         **_figures(predictor, held_out, run, by_budget),
         "failures": _failures(held_out, {"as asked": run, **{f"budget {n}": r for n, r in by_budget.items()}}),
     }
@@ -134,7 +134,8 @@ def default_budgets(predictor: Predictor, run: Run) -> tuple[int, ...]:
     return (*(2**i for i in range(most.bit_length()) if 2**i < most), most)
 
 
-def _described_data(predictor: Predictor, held_out: HeldOut) -> dict[str, Any]:
+def described_data(predictor: Predictor, held_out: HeldOut) -> dict[str, Any]:
+    """Return what a report says of its images."""
     labels = [example.label for example in held_out.examples]
     return {
         "path": held_out.source,
@@ -144,7 +145,8 @@ def _described_data(predictor: Predictor, held_out: HeldOut) -> dict[str, Any]:
     }
 
 
-def _described_model(predictor: Predictor, settings: Settings, mpp: float | None) -> dict[str, Any]:
+def described_model(predictor: Predictor, settings: Settings, mpp: float | None) -> dict[str, Any]:
+    """Return what a report says of its model, and of how it looked."""
     described = predictor.described(settings, mpp)
     model = {
         "name": short_name(predictor.loaded.path),
