@@ -25,11 +25,12 @@ from pyrtrav.explain.foveated import paint_seen
 from pyrtrav.explain.frame import check_drawable, frame_of
 from pyrtrav.explain.icicle import icicle
 from pyrtrav.explain.lettering import bytes_text, factor_text, probability_text
-from pyrtrav.explain.outline import covers, figure_of
+from pyrtrav.explain.outline import colour_for, figure_of
 from pyrtrav.explain.overlay import scale_for
 from pyrtrav.explain.plots import length_unit, picked_look, picture_plot, tree_plot
 from pyrtrav.explain.templates import rendered
 from pyrtrav.files import written_whole
+from pyrtrav.geometry import covers
 from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.tree import Node, ParseTree
 
@@ -56,14 +57,14 @@ MOST_CLASSES = 6
 _QUALITY = 90
 
 
-def draw_page(tree: ParseTree, pyramid: Pyramid, *, width: int = 2000, colour: str = "score") -> str:
+def draw_page(tree: ParseTree, pyramid: Pyramid, *, width: int = 2000, colour: str | None = None) -> str:
     """Return the page.
 
     Args:
         tree: what was looked at.
         pyramid: the image that the tree is of; what was looked at is read again, and nothing else.
         width: long side of the picture in pixels; the page grows with its square.
-        colour: the figure that is shown as colour, ``score`` or ``contribution``.
+        colour: the figure that is shown as colour, ``score`` or ``contribution``; by default what tells more.
 
     Raises:
         ConfigError: the extra is missing, the tree is of another image or has no such figure.
@@ -74,7 +75,8 @@ def draw_page(tree: ParseTree, pyramid: Pyramid, *, width: int = 2000, colour: s
     except ImportError as error:
         raise ConfigError("an HTML page needs the extra `html`: pip install 'pyrtrav[html]'") from error
     check_drawable(tree, pyramid, width)
-    scale = scale_for(tree, colour)
+    shown = colour_for(tree, colour)
+    scale = scale_for(tree, shown)
     canvas, everything = paint_seen(tree, pyramid, frame_of(tree.bounds, width, 1))
     # The core alone: it draws, and has no widgets and no formulas, which would come from the network.
     library = Resources(mode="inline", components=["bokeh"])
@@ -91,12 +93,12 @@ def draw_page(tree: ParseTree, pyramid: Pyramid, *, width: int = 2000, colour: s
         everything=everything,
         library=library.render(),
         # Inside a script element nothing is escaped but the end of it.
-        plots=_plots(tree, canvas, scale, colour).replace("<", "\\u003c"),
+        plots=_plots(tree, canvas, scale, shown).replace("<", "\\u003c"),
     )
 
 
 def save_page(
-    tree: ParseTree, pyramid: Pyramid, path: str | os.PathLike[str], *, width: int = 2000, colour: str = "score"
+    tree: ParseTree, pyramid: Pyramid, path: str | os.PathLike[str], *, width: int = 2000, colour: str | None = None
 ) -> None:
     """Write ``draw_page``, whole or not at all.
 
