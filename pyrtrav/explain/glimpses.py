@@ -45,13 +45,28 @@ def colour_of(node: Node, tree: ParseTree, scale: Scale | None, figure: Figure) 
 def place_glimpses(tree: ParseTree, frame: Frame, scale: Scale | None, figure: Figure, zoom: float) -> list[Glimpse]:
     """Return where glimpses and their numbers lie; those beside the image are left out."""
     nodes = [node for node in tree.nodes if node.region.intersects(frame.bounds)]
-    boxes = [outline_box(node.region, frame, round(zoom)) for node in nodes]
+    boxes = _boxes(nodes, frame, zoom)
     sizes = [badge_size(number_of(node), round(_LETTERS * zoom)) for node in nodes]
     badges = place_badges(boxes, sizes, (0, 0, frame.canvas[0] - 1, frame.canvas[1] - 1))
     return [
         Glimpse(node, colour_of(node, tree, scale, figure), box, place)
         for node, box, place in zip(nodes, boxes, badges, strict=True)
     ]
+
+
+def _boxes(nodes: list[Node], frame: Frame, zoom: float) -> list[Box]:
+    """The outlines; one that would hide a larger one, edge upon edge, lies inside of it."""
+    width, found = round(_WIDTH * zoom) + 2, dict[int, Box]()
+    for node in sorted(nodes, key=lambda node: -node.region.area):
+        box = outline_box(node.region, frame, round(zoom))
+        inside = 1
+        while any(max(abs(a - b) for a, b in zip(box, other, strict=True)) < width for other in found.values()):
+            narrower = outline_box(node.region, frame, inside * width + round(zoom))
+            if narrower == box:
+                break
+            box, inside = narrower, inside + 1
+        found[node.id] = box
+    return [found[node.id] for node in nodes]
 
 
 def glimpse_layers(glimpses: list[Glimpse], zoom: float) -> tuple[tuple[tuple[Rectangle, ...], ...], list[Text]]:

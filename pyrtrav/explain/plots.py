@@ -24,6 +24,9 @@ _SHADES = 128
 _TOOLTIP = """<div class="look"><b>look @look, depth @depth</b><br>score @score<br>contribution @contribution<br>
 probability of this look @probability<br>downsample @downsample<br>@region</div>"""
 
+_CHAIN_TOOLTIP = """<div class="look"><b>glimpse @look</b><br>probability after @after<br>contribution @contribution<br>
+downsample @downsample<br>@region</div>"""
+
 _PICK = """
 const [first, ...others] = [...table.selected.indices].sort((a, b) => a - b);
 if (others.length) {
@@ -139,6 +142,57 @@ def tree_plot(table: ColumnDataSource, mark: ColumnDataSource) -> Figure:
     return plot
 
 
+def chain_plot(table: ColumnDataSource, mark: ColumnDataSource) -> Figure:
+    """Return a chain as a row of bars: how probable the class that is predicted in the end was after each glimpse."""
+    from bokeh.models import Range1d
+    from bokeh.plotting import figure
+
+    plot = figure(
+        sizing_mode="stretch_both",
+        y_range=Range1d(0, 1.08),
+        tools="pan,wheel_zoom,box_zoom,reset",
+        output_backend="canvas",
+        min_border=8,
+        name="tree",
+    )
+    plot.grid.visible = False
+    plot.outline_line_color = None
+    plot.xaxis.visible = False
+    plot.yaxis.axis_label = "probability of the predicted class after each glimpse"
+    plot.yaxis.axis_label_text_font_style = "normal"
+    _touchable(plot, plot.quad(**_BOX, source=table, fill_color="colour", line_color="#606060"))
+    plot.quad(**_BOX, source=mark, fill_color=None, line_color=PICKED, line_width=4)
+    _unfading(
+        plot.text("middle", "first", "look", source=table, text_align="center", text_baseline="bottom", y_offset=-3)
+    )
+    return plot
+
+
+def number_glimpses(picture: Figure, table: ColumnDataSource) -> None:
+    """Write its number at each glimpse's corner of the picture, like the tab of a folder."""
+    numbers = picture.text(
+        "left",
+        "top",
+        "look",
+        source=table,
+        x_offset="shift",
+        y_offset="drop",
+        text_baseline="bottom",
+        text_font_size="15px",
+        text_color="ink",
+        background_fill_color="colour",
+        border_line_color="ink",
+        padding=3,
+        name="numbers",
+    )
+    _unfading(numbers)
+
+
+def _unfading(drawn: GlyphRenderer[Any]) -> None:
+    """Keep what is not picked as it is."""
+    drawn.selection_glyph = drawn.nonselection_glyph = drawn.glyph
+
+
 def _touchable(plot: Figure, looks: GlyphRenderer[Any]) -> None:
     """Let the looks be hovered over and picked; all that lie under the pointer are outlined, in both plots."""
     from bokeh.models import HoverTool, TapTool
@@ -146,9 +200,10 @@ def _touchable(plot: Figure, looks: GlyphRenderer[Any]) -> None:
     touched = looks.glyph.clone()
     touched.update(line_color=TOUCHED, line_width=1.5, line_alpha=0.8)
     looks.hover_glyph = touched
-    looks.selection_glyph = looks.nonselection_glyph = looks.glyph
+    _unfading(looks)
     # The first is the smallest region under the pointer.
-    plot.add_tools(HoverTool(renderers=[looks], tooltips=_TOOLTIP, limit=1), TapTool(renderers=[looks]))
+    words = _TOOLTIP if "score" in looks.data_source.data else _CHAIN_TOOLTIP
+    plot.add_tools(HoverTool(renderers=[looks], tooltips=words, limit=1), TapTool(renderers=[looks]))
     plot.toolbar.logo = None
 
 
