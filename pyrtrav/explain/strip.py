@@ -53,7 +53,7 @@ _LEAST_COLUMNS = 3
 """The title and the line under it have room of this many panels."""
 
 _MARGIN, _GAP, _FRAME = 20, 22, 3
-_HEADER, _ABOVE, _BELOW = 88, 58, 58
+_HEADER, _ABOVE, _BELOW = 104, 58, 58
 """Heights of the strip's title, and of the words over and under a picture."""
 
 _LARGE, _SMALL, _FAINT = 28, 19, 16
@@ -137,8 +137,8 @@ def _chosen(tree: ParseTree, scale: Scale | None, figure: Figure) -> list[Node]:
         value = figure(node)
         return -1.0 if value is None or scale is None else scale.weight(scale.position(value))
 
-    others = sorted((node for node in tree.nodes if node not in glances), key=lambda node: (-weight(node), node.id))
-    return (glances + others)[:MOST_LOOKS]
+    others = [node for node in tree.nodes if node not in glances and weight(node) != 0]
+    return (glances + sorted(others, key=lambda node: (-weight(node), node.id)))[:MOST_LOOKS]
 
 
 def _panel(node: Node, place: int, colour: Colour) -> Panel:
@@ -178,7 +178,8 @@ def _header(tree: ParseTree, count: int, shown: str, room: int) -> list[Text]:
     size = _FAINT + 2
     return [
         Text(_MARGIN, 12, title(tree, font(_LARGE), room), _LARGE, INK),
-        Text(_MARGIN, 50, shortened(f"{what}; {cost_text(tree)}", font(size), room), size, FAINT_INK),
+        Text(_MARGIN, 48, shortened(what, font(size), room), size, FAINT_INK),
+        Text(_MARGIN, 70, shortened(cost_text(tree), font(size), room), size, FAINT_INK),
     ]
 
 
