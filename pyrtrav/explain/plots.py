@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyrtrav.explain.chain import is_chain
 from pyrtrav.explain.colours import Scale, hexadecimal
 from pyrtrav.tree import ParseTree
 
@@ -67,7 +68,8 @@ def picture_plot(
     # Casings part the lines from the tissue.
     plot.quad(**edges, source=drawn, line_color="white", line_width="casing", line_alpha="faint", name="casings")
     plot.quad(**edges, source=drawn, line_color="colour", line_width="thickness", line_alpha="strength", name="regions")
-    _touchable(plot, plot.quad(**edges | {"fill_color": "white"}, source=table, fill_alpha=0, line_alpha=0))
+    words = _CHAIN_TOOLTIP if is_chain(tree) else _TOOLTIP
+    _touchable(plot, plot.quad(**edges | {"fill_color": "white"}, source=table, fill_alpha=0, line_alpha=0), words)
     plot.quad(**edges, source=mark, line_color=PICKED, line_width=4)
     if scale is not None:
         plot.add_layout(_colour_bar(scale), "below")
@@ -137,7 +139,7 @@ def tree_plot(table: ColumnDataSource, mark: ColumnDataSource) -> Figure:
         line_color="white",
         line_width=0.25 if crowded else 1,
     )
-    _touchable(plot, boxes)
+    _touchable(plot, boxes, _TOOLTIP)
     plot.quad(**_BOX, source=mark, fill_color=None, line_color=PICKED, line_width=4)
     return plot
 
@@ -160,7 +162,7 @@ def chain_plot(table: ColumnDataSource, mark: ColumnDataSource) -> Figure:
     plot.xaxis.visible = False
     plot.yaxis.axis_label = "probability of the predicted class after each glimpse"
     plot.yaxis.axis_label_text_font_style = "normal"
-    _touchable(plot, plot.quad(**_BOX, source=table, fill_color="colour", line_color="#606060"))
+    _touchable(plot, plot.quad(**_BOX, source=table, fill_color="colour", line_color="#606060"), _CHAIN_TOOLTIP)
     plot.quad(**_BOX, source=mark, fill_color=None, line_color=PICKED, line_width=4)
     _unfading(
         plot.text("middle", "first", "look", source=table, text_align="center", text_baseline="bottom", y_offset=-3)
@@ -170,22 +172,10 @@ def chain_plot(table: ColumnDataSource, mark: ColumnDataSource) -> Figure:
 
 def number_glimpses(picture: Figure, table: ColumnDataSource) -> None:
     """Write its number at each glimpse's corner of the picture, like the tab of a folder."""
-    numbers = picture.text(
-        "left",
-        "top",
-        "look",
-        source=table,
-        x_offset="shift",
-        y_offset="drop",
-        text_baseline="bottom",
-        text_font_size="15px",
-        text_color="ink",
-        background_fill_color="colour",
-        border_line_color="ink",
-        padding=3,
-        name="numbers",
-    )
-    _unfading(numbers)
+    drawn: dict[str, Any] = {"x": "left", "y": "top", "text": "look", "x_offset": "shift", "y_offset": "drop"}
+    drawn |= {"text_baseline": "bottom", "text_font_size": "15px", "text_color": "ink", "padding": 3}
+    drawn |= {"background_fill_color": "colour", "border_line_color": "ink"}
+    _unfading(picture.text(**drawn, source=table, name="numbers"))
 
 
 def _unfading(drawn: GlyphRenderer[Any]) -> None:
@@ -193,7 +183,7 @@ def _unfading(drawn: GlyphRenderer[Any]) -> None:
     drawn.selection_glyph = drawn.nonselection_glyph = drawn.glyph
 
 
-def _touchable(plot: Figure, looks: GlyphRenderer[Any]) -> None:
+def _touchable(plot: Figure, looks: GlyphRenderer[Any], words: str) -> None:
     """Let the looks be hovered over and picked; all that lie under the pointer are outlined, in both plots."""
     from bokeh.models import HoverTool, TapTool
 
@@ -202,7 +192,6 @@ def _touchable(plot: Figure, looks: GlyphRenderer[Any]) -> None:
     looks.hover_glyph = touched
     _unfading(looks)
     # The first is the smallest region under the pointer.
-    words = _TOOLTIP if "score" in looks.data_source.data else _CHAIN_TOOLTIP
     plot.add_tools(HoverTool(renderers=[looks], tooltips=words, limit=1), TapTool(renderers=[looks]))
     plot.toolbar.logo = None
 
