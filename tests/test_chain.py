@@ -264,6 +264,7 @@ def test_a_strip_of_odd_trees(plain: Pyramid) -> None:
     whole = Node(0, (), 0, 0, plain.bounds, 1.0, 1.0, None, ())
     assert (panel(np.asarray(draw_strip(as_tree(plain, [whole]), plain)), 0) == (230, 170, 200)).all()
     many = chain(plain, [(0.2, 0.5, 0.5)] * 69)
+    assert draw_overlay(many, plain).height < 2000
     assert draw_strip(many, plain).height == draw_strip(replace(many, nodes=many.nodes[:50]), plain).height
     thin = ArrayPyramid(np.full((1000, 10, 3), 90, np.uint8))
     tree = chain(thin, [(0.2, 0.1, 0.1), (0.2, 0.5, 0.5)])

@@ -7,6 +7,9 @@ from typing import Any
 from pyrtrav.geometry import covers
 from pyrtrav.tree import Node, ParseTree
 
+MOST_NUMBERED = 50
+"""Glimpses of a chain that overlay and strip number; the later ones of a longer chain are outlines alone."""
+
 
 def is_chain(tree: ParseTree) -> bool:
     """Whether the first look covers the image, and each has no cells and no parent but the one before it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyrtrav.explain.badges import badge, badge_size, place_badges
-from pyrtrav.explain.chain import belief_after, number_of
+from pyrtrav.explain.chain import MOST_NUMBERED, belief_after, number_of
 from pyrtrav.explain.colours import Colour, Scale, is_light
 from pyrtrav.explain.drawing import Box, Rectangle, Text
 from pyrtrav.explain.frame import Frame
@@ -30,8 +30,8 @@ class Glimpse:
     colour: Colour
     box: Box
     """Of its outline, in canvas pixels."""
-    badge: Box
-    """Of its number."""
+    badge: Box | None
+    """Of its number, where it bears one."""
 
 
 def colour_of(node: Node, tree: ParseTree, scale: Scale | None, figure: Figure) -> Colour:
@@ -46,12 +46,18 @@ def place_glimpses(tree: ParseTree, frame: Frame, scale: Scale | None, figure: F
     """Return where glimpses and their numbers lie; those beside the image are left out."""
     nodes = [node for node in tree.nodes if node.region.intersects(frame.bounds)]
     boxes = _boxes(nodes, frame, zoom)
-    sizes = [badge_size(number_of(node), round(_LETTERS * zoom)) for node in nodes]
-    badges = place_badges(boxes, sizes, (0, 0, frame.canvas[0] - 1, frame.canvas[1] - 1))
+    numbers = [number_of(node) for node in nodes if number_of(node) <= MOST_NUMBERED]
+    sizes = [badge_size(number, round(_LETTERS * zoom)) for number in numbers]
+    badges: list[Box | None] = [*place_badges(boxes[: len(sizes)], sizes, _inside(frame))]
+    badges += [None] * (len(nodes) - len(sizes))
     return [
         Glimpse(node, colour_of(node, tree, scale, figure), box, place)
         for node, box, place in zip(nodes, boxes, badges, strict=True)
     ]
+
+
+def _inside(frame: Frame) -> Box:
+    return 0, 0, frame.canvas[0] - 1, frame.canvas[1] - 1
 
 
 def _boxes(nodes: list[Node], frame: Frame, zoom: float) -> list[Box]:
@@ -81,17 +87,23 @@ def glimpse_layers(glimpses: list[Glimpse], zoom: float) -> tuple[tuple[tuple[Re
             edge = (0, 0, 0) if is_light(one.colour) else PAPER
             lines.append(Rectangle((left - 1, top - 1, right + 1, bottom + 1), edge, width + 2, 160))
         lines.append(Rectangle(one.box, one.colour, width))
-    drawn = [badge(one.badge, number_of(one.node), one.colour, round(_LETTERS * zoom)) for one in glimpses]
+    drawn = [
+        badge(one.badge, number_of(one.node), one.colour, round(_LETTERS * zoom))
+        for one in glimpses
+        if one.badge is not None
+    ]
     return (tuple(lines), tuple(shape for shapes, _ in drawn for shape in shapes)), [text for _, text in drawn]
 
 
 def glimpse_legend(tree: ParseTree, scale: Scale | None, figure: Figure) -> Legend:
     """Return a row a glimpse: its number, its downsample, and what was predicted after it."""
 
+    listed, more = tree.nodes[:MOST_NUMBERED], len(tree.nodes) - MOST_NUMBERED
+
     def draw(x: int, y: int, sizes: Sizes) -> tuple[Shapes, Texts]:
         size, right, shapes = sizes(17), x + sizes.panel, []
         texts = [Text(x, y, "glimpse", size, INK, "lt"), Text(right, y, "prediction after", size, INK, "rt")]
-        for row, node in enumerate(tree.nodes, 1):
+        for row, node in enumerate(listed, 1):
             middle = y + row * sizes.row + sizes(10)
             width, height = badge_size(number_of(node), size)
             box = x, middle - height // 2, x + width - 1, middle - height // 2 + height - 1
@@ -101,9 +113,11 @@ def glimpse_legend(tree: ParseTree, scale: Scale | None, figure: Figure) -> Lege
             texts += [number, Text(x + sizes(40), middle, seen, size, FAINT_INK, "lm")]
             room = sizes.panel - sizes(50) - font(size).getlength(seen)
             texts.append(Text(right, middle, belief_text(tree, node, size, room), size, INK, "rm"))
+        if more > 0:
+            texts.append(Text(x, y + (len(listed) + 1) * sizes.row, f"and {more:,} more", size, FAINT_INK, "lt"))
         return shapes, texts
 
-    return Legend(len(tree.nodes), draw)
+    return Legend(len(listed) + (more > 0), draw)
 
 
 def belief_text(tree: ParseTree, node: Node, size: int, room: float) -> str:

@@ -151,7 +151,7 @@ def chain_plot(table: ColumnDataSource, mark: ColumnDataSource) -> Figure:
 
     plot = figure(
         sizing_mode="stretch_both",
-        y_range=Range1d(0, 1.08),
+        y_range=Range1d(start=0, end=1.08),
         tools="pan,wheel_zoom,box_zoom,reset",
         output_backend="canvas",
         min_border=8,

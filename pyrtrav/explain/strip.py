@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from pyrtrav.explain.badges import badge, badge_size
-from pyrtrav.explain.chain import is_chain, number_of
+from pyrtrav.explain.chain import MOST_NUMBERED, is_chain, number_of
 from pyrtrav.explain.colours import Colour, Scale
 from pyrtrav.explain.drawing import Box, Drawing, Rectangle, Text, paint
 from pyrtrav.explain.frame import SQUARES_FROM, check_drawable, picture_of
@@ -42,9 +42,6 @@ SIDE = 256
 
 COLUMNS = 5
 """Panels a row, at most."""
-
-MOST_GLIMPSES = 50
-"""Of a longer chain the first ones are shown."""
 
 MOST_LOOKS = 10
 """Of a tree that is no chain."""
@@ -130,7 +127,7 @@ def _plan(tree: ParseTree, pyramid: Pyramid, colour: str | None) -> tuple[list[P
 def _chosen(tree: ParseTree, scale: Scale | None, figure: Figure) -> list[Node]:
     """The looks that are shown, in their order."""
     if is_chain(tree):
-        return list(tree.nodes[:MOST_GLIMPSES])
+        return list(tree.nodes[:MOST_NUMBERED])
     glances = [node for node in tree.nodes if node.step == 0 and covers(node.region, tree.bounds)]
 
     def weight(node: Node) -> float:
