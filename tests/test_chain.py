@@ -259,7 +259,7 @@ def test_of_a_tree_the_strip_shows_the_looks_that_matter_most(blocks: Pyramid, t
         assert f"the 10 of {len(tree.nodes)} looks that matter most by {colour}" in text
 
 
-def test_a_strip_of_odd_trees(plain: Pyramid) -> None:
+def test_a_strip_of_odd_trees(plain: Pyramid, tmp_path: Path) -> None:
     """A whole slide as one patch, more glimpses than are shown, glimpses beside the image, and no beliefs."""
     whole = Node(0, (), 0, 0, plain.bounds, 1.0, 1.0, None, ())
     assert (panel(np.asarray(draw_strip(as_tree(plain, [whole]), plain)), 0) == (230, 170, 200)).all()
@@ -271,6 +271,10 @@ def test_a_strip_of_odd_trees(plain: Pyramid) -> None:
     picture = np.asarray(draw_strip(tree, thin))
     assert (panel(picture, 1) == thin.background[0]).all()
     assert draw_overlay(tree, thin).width > 300
+    save_strip(tree, thin, tmp_path / "a.pdf")
+    text = " ".join(word for word, _, _ in words_of(tmp_path / "a.pdf"))
+    assert text.count("beside the image") == 1
+    assert re.search(r"2 200 x 200 px beside the image", text)
     with pytest.raises(ConfigError, match="but the tree is of an image of"):
         draw_strip(tree, plain)
 

@@ -96,7 +96,10 @@ def glimpse_layers(glimpses: list[Glimpse], zoom: float) -> tuple[tuple[tuple[Re
 
 
 def glimpse_legend(tree: ParseTree, scale: Scale | None, figure: Figure) -> Legend:
-    """Return a row a glimpse: its number, its downsample, and what was predicted after it."""
+    """Return a row a glimpse: its number, its downsample, and what was predicted after it.
+
+    The root is a square, of which parts may lie beside the image; a glimpse of such a part has no outline.
+    """
 
     listed, more = tree.nodes[:MOST_NUMBERED], len(tree.nodes) - MOST_NUMBERED
 
@@ -109,7 +112,7 @@ def glimpse_legend(tree: ParseTree, scale: Scale | None, figure: Figure) -> Lege
             box = x, middle - height // 2, x + width - 1, middle - height // 2 + height - 1
             filled, number = badge(box, number_of(node), colour_of(node, tree, scale, figure), size)
             shapes += filled
-            seen = factor_text(node.downsample)
+            seen = factor_text(node.downsample) if node.region.intersects(tree.bounds) else "beside"
             texts += [number, Text(x + sizes(40), middle, seen, size, FAINT_INK, "lm")]
             room = sizes.panel - sizes(50) - font(size).getlength(seen)
             texts.append(Text(right, middle, belief_text(tree, node, size, room), size, INK, "rm"))

@@ -184,6 +184,8 @@ def _words(tree: ParseTree, panel: Panel, shown: str) -> tuple[list[Rectangle], 
     """What stands around a panel's pixels: a frame, over them what they are, and under them what they led to."""
     node, (left, top) = panel.node, panel.corner
     size, seen = size_text(node.region, tree.mpp), resolution_text(node.downsample, tree.mpp)
+    if not node.region.intersects(tree.bounds):
+        seen = "beside the image"
     x, y, shapes, texts = left, top - _ABOVE + 2, [_frame(panel)], []
     if is_chain(tree):
         width, height = badge_size(number_of(node), _SMALL)
