@@ -4,13 +4,16 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pyrtrav.cli import options as o
 from pyrtrav.cli.render import note, pairs, size, stdout, warn
 from pyrtrav.stopping import stopped_by_signals
+
+if TYPE_CHECKING:
+    from pyrtrav.tree import ParseTree
 
 _LOOK = ("model", "select", "tau", "k", "budget", "depth", "seed", "stop_at", "mean_budget", "device")
 
@@ -31,6 +34,13 @@ def explain(
     ] = None,
     foveated: Annotated[
         Path | None, typer.Option(help="Picture of every place at the resolution at which it was seen, .png or .pdf.")
+    ] = None,
+    strip: Annotated[
+        Path | None,
+        typer.Option(
+            help="Picture of what each glimpse saw, with the prediction after it (mgnet, gfnet); of other trees the "
+            "looks that matter most; .png or .pdf."
+        ),
     ] = None,
     html: Annotated[
         Path | None,
@@ -53,8 +63,14 @@ def explain(
         ),
     ] = None,
     colour: Annotated[
-        str, typer.Option(help="What overlay and page show as colour: score or contribution.", metavar="NAME")
-    ] = "score",
+        str | None,
+        typer.Option(
+            help="What overlay, strip and page show as colour: score or contribution; "
+            "default: score, but contribution where glimpses follow each other.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
     model: o.Model = None,
     select: o.Select = None,
     tau: o.Tau = None,
@@ -83,15 +99,28 @@ def explain(
         if mpp is not None:
             check_mpp(mpp)
             found = replace(found, mpp=mpp)
-        if overlay is None and out is None and not (foveated or html or geojson):
+        if overlay is None and out is None and not (foveated or strip or html or geojson):
             overlay = explanation.default_overlay(tree)
     elif image is None or out is None:
         raise typer.BadParameter("give an IMAGE and --out tree.json, or --tree tree.json")
     if overlay is None and out is not None:
         overlay = explanation.default_overlay(out)
-    if overlay is None and html is None:
-        _refuse(context, ["colour"], "is of the overlay and the page; ask for one of them with --overlay or --html")
-    targets = explanation.Targets(out, overlay, foveated, html, geojson, colour, bounds_origin, tree, crs)
+    if overlay is None and strip is None and html is None:
+        _refuse(
+            context, ["colour"], "is of the overlay, the strip and the page; ask for one: --overlay, --strip, --html"
+        )
+    targets = explanation.Targets(
+        out=out,
+        overlay=overlay,
+        foveated=foveated,
+        strip=strip,
+        page=html,
+        geojson=geojson,
+        colour=colour,
+        bounds_origin=bounds_origin,
+        drawn_from=tree,
+        crs=crs,
+    )
     if tree is None:
         targets.check(image)
         from pyrtrav.predict import Predictor
@@ -127,15 +156,7 @@ def explain(
             [
                 ("image", found.record["image"]),
                 ("prediction", f"{found.label} ({found.probability:.3f})"),
-                (
-                    "by depth",
-                    ", ".join(f"{level['depth']}: {level['label']}" for level in found.record["levels"]),
-                ),
-                (
-                    "looks",
-                    f"{cost['fixations']}, to depth {max(node.depth for node in found.nodes)}"
-                    + (", sure enough to leave" if cost.get("left_early") else ""),
-                ),
+                *_steps(found),
                 (
                     "tiles",
                     f"{cost['tiles_distinct']:,} of {cost['tiles_total']:,}, {size(cost['bytes_read'])} read",
@@ -144,6 +165,20 @@ def explain(
             ]
         )
     )
+
+
+def _steps(tree: "ParseTree") -> list[tuple[str, str]]:
+    """The prediction after each depth or glimpse, and how many looks there were."""
+    from pyrtrav.explain.chain import is_chain
+
+    levels, cost = tree.record["levels"], tree.record["cost"]
+    left = ", sure enough to leave" if cost.get("left_early") else ""
+    first = int(is_chain(tree))
+    said = ", ".join(f"{level['depth'] + first}: {level['label']}" for level in levels)
+    if first:
+        return [("by glimpse", said), ("glimpses", f"{cost['fixations']}{left}")]
+    deepest = max(node.depth for node in tree.nodes)
+    return [("by depth", said), ("looks", f"{cost['fixations']}, to depth {deepest}{left}")]
 
 
 def _refuse(context: typer.Context, options: Iterable[str], reason: str) -> None:

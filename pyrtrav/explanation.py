@@ -16,6 +16,7 @@ from pyrtrav.explain.outline import check_colour
 from pyrtrav.explain.output import check_picture
 from pyrtrav.explain.overlay import save_overlay
 from pyrtrav.explain.page import check_page, save_page
+from pyrtrav.explain.strip import save_strip
 from pyrtrav.files import written_whole
 from pyrtrav.pyramid import open_pyramid
 from pyrtrav.pyramid.base import Pyramid
@@ -35,12 +36,14 @@ class Targets:
     """The regions over the thumbnail, PNG or PDF."""
     foveated: Name | None = None
     """Every place at the resolution at which it was seen, PNG or PDF."""
+    strip: Name | None = None
+    """What each glimpse of a chain saw, or the looks that matter most, side by side, PNG or PDF."""
     page: Name | None = None
     """Picture, tree and figures to explore, HTML; needs the extra ``html``."""
     geojson: Name | None = None
     """The regions as annotations for QuPath or polygons for a GIS."""
-    colour: str = "score"
-    """The figure that overlay and page show as colour: ``score`` or ``contribution``."""
+    colour: str | None = None
+    """The figure that overlay, strip and page show as colour: ``score`` or ``contribution``; None: what tells more."""
     bounds_origin: bool = False
     """GeoJSON counts from the corner of the slide's bounds, as QuPath does, not from that of the file."""
     drawn_from: Name | None = None
@@ -54,6 +57,7 @@ class Targets:
             "tree": self.out,
             "overlay": self.overlay,
             "foveated": self.foveated,
+            "strip": self.strip,
             "page": self.page,
             "geojson": self.geojson,
         }
@@ -119,17 +123,19 @@ def write(tree: ParseTree, targets: Targets, *, image: Name | None = None) -> di
         if "geojson" in beside:
             place = MapCoordinates.of(path, targets.crs) if targets.crs is not None else None
             save_geojson(tree, beside["geojson"], bounds_origin=targets.bounds_origin, coordinates=place)
-        if not beside.keys().isdisjoint({"overlay", "foveated", "page"}):
+        if not beside.keys().isdisjoint({"overlay", "foveated", "strip", "page"}):
             with _reopened(tree, path) as pyramid:
                 _draw(tree, pyramid, beside, targets.colour)
     return {kind: os.fspath(name) for kind, name in named.items()}
 
 
-def _draw(tree: ParseTree, pyramid: Pyramid, beside: dict[str, Path], colour: str) -> None:
+def _draw(tree: ParseTree, pyramid: Pyramid, beside: dict[str, Path], colour: str | None) -> None:
     if "overlay" in beside:
         save_overlay(tree, pyramid, beside["overlay"], colour=colour)
     if "foveated" in beside:
         save_foveated(tree, pyramid, beside["foveated"])
+    if "strip" in beside:
+        save_strip(tree, pyramid, beside["strip"], colour=colour)
     if "page" in beside:
         save_page(tree, pyramid, beside["page"], colour=colour)
 
@@ -151,6 +157,7 @@ _CHECKS: dict[str, Callable[[Name], None]] = {
     "tree": _check_tree,
     "overlay": check_picture,
     "foveated": check_picture,
+    "strip": check_picture,
     "page": check_page,
     "geojson": check_geojson,
 }

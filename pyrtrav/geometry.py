@@ -52,6 +52,12 @@ class Region:
         return self.x, self.y, self.width, self.height
 
 
+def covers(region: Region, bounds: Region) -> bool:
+    """Return whether the whole image lies in the region, but for rounding."""
+    shared = region.intersection(bounds)
+    return shared.width > bounds.width * (1 - 1e-6) and shared.height > bounds.height * (1 - 1e-6)
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """The candidate cells of a fixation: ``cells`` x ``cells``, each ``side`` of the parent's side.

@@ -24,6 +24,7 @@ from tests.small import SmallEncoder
 OPTIONS: dict[str, dict[str, Any]] = {
     "topdown": {"max_depth": 2},
     "mgnet": {"glimpses": 3, "gradient_scale": 0.01},
+    "gfnet": {"looks": 3, "hidden": 6, "policy_hidden": 6},
     "fcn": {"halvings": 2},
     "mil": {"depth": 2, "attention_size": 4},
 }

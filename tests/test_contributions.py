@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pyrtrav.methods.mgnet import Mgnet, MgnetConfig
 from pyrtrav.methods.mil import Mil, MilConfig
 from pyrtrav.methods.topdown import TopDown, TopDownConfig
 from pyrtrav.methods.topdown import contribution as contribution_module
@@ -86,6 +87,41 @@ def test_tiles_of_mil_contribute_to_a_weighted_mean() -> None:
             expected = torch.log_softmax(whole, 0)[2] - torch.log_softmax(without, 0)[2]
             assert value == pytest.approx(float(expected), abs=1e-5)
     assert len(found) > 4
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_glimpse_contributes_what_attention_to_the_others_lacks(depth: int) -> None:
+    """A chain without one glimpse, its step skipped and later regions as they were, written out by hand."""
+    torch.manual_seed(depth)
+    model = Mgnet(MgnetConfig(glimpses=4), SmallEncoder(), 3).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight)
+    pixels = [np.random.default_rng(i).integers(0, 255, (90, 70 + i, 3), np.uint8) for i in range(2)]
+    with torch.inference_mode():
+        trace = model.look([ArrayPyramid(p, channels=1) for p in pixels], Settings("all", depth=3))
+        for image, found in enumerate(model.contributions(trace, image, depth, label=2) for image in range(2)):
+            own = np.flatnonzero(trace.image == image)
+            root, region = trace.roots[image], trace.region[own]
+            scale = region[:, 2] / root.width
+            centre = (region[:, :2] + region[:, 2:] / 2 - (root.x, root.y)) / root.width * 2 - 1
+            place = torch.from_numpy(np.column_stack([scale, centre])).float()
+            rows = torch.cat([trace.vector[own], place], dim=1)
+
+            def said(kept: list[int], rows: torch.Tensor = rows) -> float:
+                """Equation (3), the last glimpse's row alone: it asks, all that are kept answer."""
+                fusion, seen = model.fusion, rows[kept]
+                query, key, value = (seen @ part.weight.T for part in (fusion.query, fusion.key, fusion.value))
+                weights = torch.softmax(query[-1] @ key.T / seen.shape[1] ** 0.5, 0)
+                out = fusion.norm((weights @ value) @ fusion.out.weight.T)
+                return float(torch.log_softmax(model.classify(out.clamp(min=0)), 0)[2])
+
+            kept = list(range(depth + 1))
+            assert found[0] is None
+            for left in kept[1:]:
+                expected = said(kept) - said([i for i in kept if i != left])
+                assert found[left] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            assert found[depth + 1 :] == [None] * (3 - depth)
+            assert max(abs(value) for value in found if value is not None) > 0.01
 
 
 def test_the_evidence_contributes_most() -> None:

@@ -12,7 +12,7 @@ import typer
 
 from pyrtrav.cli.app import app
 from pyrtrav.encoders import ENCODERS, find_encoder
-from pyrtrav.explain.page import FIGURES
+from pyrtrav.explain.page import CHAIN_FIGURES, FIGURES
 from pyrtrav.methods import METHODS
 from pyrtrav.training.options import TrainingConfig
 from tests.samples import REPOSITORY
@@ -112,7 +112,7 @@ def test_every_flag_of_explain_is_documented() -> None:
 
 def test_every_figure_of_a_look_is_documented() -> None:
     found = re.findall(r"^\| ([a-z ]+) \|", section("explain.md", "The figures of a look"), re.MULTILINE)
-    assert set(found) - {"figure"} == set(FIGURES.values()) - {"look"}
+    assert set(found) - {"figure"} == {*FIGURES.values(), *CHAIN_FIGURES.values()} - {"look", "glimpse"}
 
 
 def test_every_option_for_many_images_is_documented() -> None:

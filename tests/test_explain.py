@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pyrtrav.errors import ConfigError, CorruptImageError
-from pyrtrav.explain import draw_foveated, draw_overlay, frame, lettering, save_foveated, save_overlay
+from pyrtrav.explain import draw_foveated, draw_overlay, frame, lettering, save_foveated, save_overlay, save_strip
 from pyrtrav.explain.colours import ScoreScale, colour_at
 from pyrtrav.explain.frame import PADDING, frame_of
 from pyrtrav.explain.outline import LEAST_OUTLINE, lines_by_depth, outline_box
@@ -248,7 +248,7 @@ def test_other_image_and_impossible_width_are_refused(draw: Any, plain: Pyramid)
 # Files.
 
 
-@pytest.mark.parametrize("save", [save_overlay, save_foveated])
+@pytest.mark.parametrize("save", [save_overlay, save_foveated, save_strip])
 def test_saved_whole(save: Any, plain: Pyramid, tmp_path: Path) -> None:
     tree = as_tree(plain, [look(0, 0, root_region(plain.bounds, BASE))], "na\udce4me.svs")
     save(tree, plain, tmp_path / "a.PNG")
@@ -258,7 +258,7 @@ def test_saved_whole(save: Any, plain: Pyramid, tmp_path: Path) -> None:
         assert image.info["Title"] == "na?me.svs: lesion"
 
 
-@pytest.mark.parametrize("save", [save_overlay, save_foveated])
+@pytest.mark.parametrize("save", [save_overlay, save_foveated, save_strip])
 def test_saved_not_at_all(save: Any, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = tmp_path / "bad.tif"
     data = bytearray(slide.read_bytes())

@@ -183,12 +183,14 @@ def test_redrawing_a_png_is_light(tmp_path: Path) -> None:
     assert (tmp_path / "t.png").exists()
 
 
-def test_the_documented_picture_is_the_page(
+def test_the_documented_pictures_are_those_of_the_slide(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PYRTRAV_SCREENSHOTS=docs python -m pytest tests/test_explanation.py -k picture    makes it anew."""
+    """PYRTRAV_SCREENSHOTS=docs python -m pytest tests/test_explanation.py -k pictures    makes them anew."""
     words = ("explain", SLIDE, "--out", tmp_path / "tree.json", "--html", tmp_path / "tree.html")
     assert run_program(capsys, monkeypatch, *words).code == 0
+    strip = ("--strip", tmp_path / "strip.png", "--colour", "contribution")
+    assert run_program(capsys, monkeypatch, "explain", "--tree", tmp_path / "tree.json", *strip).code == 0
     with chromium() as browser, opened(browser, tmp_path / "tree.html", width=1280, height=900) as page:
         page.wait_for_function("window.Bokeh && [...Bokeh.index.roots].some((one) => one.child_views.length == 2)")
         page.wait_for_timeout(500)
@@ -202,6 +204,13 @@ def test_the_documented_picture_is_the_page(
             page.wait_for_timeout(400)
         page.screenshot(path=tmp_path / "page.png", full_page=True)
     folder = os.environ.get("PYRTRAV_SCREENSHOTS")
+    if folder:
+        shutil.copy(tmp_path / "strip.png", folder)
+    with Image.open(tmp_path / "strip.png") as strip_now, Image.open(PICTURE.with_name("strip.png")) as strip_then:
+        # The cost says how much was read, which may differ.
+        above, below = (0, 0, strip_now.width, 60), (0, 105, *strip_now.size)
+        for part in (above, below):
+            assert strip_now.crop(part).tobytes() == strip_then.crop(part).tobytes()
     with Image.open(tmp_path / "page.png") as shot:
         if folder:
             shot.convert("RGB").save(Path(folder) / "page.png", optimize=True)

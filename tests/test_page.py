@@ -274,7 +274,7 @@ def test_a_chain(browser: Browser, tmp_path: Path) -> None:
     with opened(browser, tmp_path / "a.html") as page:
         wait_for_plots(page)
         click(page, spot(page, "tree", 5.5, 0.5))
-        assert page.locator("#picked-look").inner_text() == "5"
+        assert page.locator("#picked-look").inner_text() == "6"
         assert page.locator("#picked-contribution").inner_text() == "–"
     assert "ColorBar" not in draw_page(as_tree(pyramid, chain[:1]), pyramid, width=300).partition('id="model"')[2]
 

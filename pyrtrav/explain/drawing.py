@@ -36,7 +36,7 @@ class Text:
     """Picture pixels."""
     ink: Colour
     anchor: str = "la"
-    """Pillow's: l or r; a (ascender), t (top) or m (middle)."""
+    """Pillow's: l, m (middle) or r; a (ascender), t (top) or m (middle)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ WIDTHS = (100, 8192)
 MAX_THUMBNAIL_PIXELS = 64 << 20
 """A thumbnail that would decode more level pixels than this is read from the next coarser level instead."""
 
-# Enlarged this many times, level-0 pixels are shown as the squares that they are.
-_SQUARES_FROM = 4
+SQUARES_FROM = 4
+"""Enlarged this many times, pixels are shown as the squares that they are."""
 
 PADDING = (226, 226, 226)
 """Gray that is neither white glass nor a dark field."""
@@ -101,7 +101,7 @@ def draw_thumbnail(pyramid: Pyramid, frame: Frame) -> Image.Image:
     pixels = pyramid.read(frame.bounds, size).pixels
     image = picture_of(pixels)
     if size != (frame.width, frame.height):
-        squares = frame.width >= _SQUARES_FROM * size[0] or frame.height >= _SQUARES_FROM * size[1]
+        squares = frame.width >= SQUARES_FROM * size[0] or frame.height >= SQUARES_FROM * size[1]
         image = image.resize(
             (frame.width, frame.height), Image.Resampling.NEAREST if squares else Image.Resampling.BICUBIC
         )

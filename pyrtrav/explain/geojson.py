@@ -15,15 +15,19 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 from pyrtrav.errors import ConfigError
+from pyrtrav.explain.chain import is_chain, number_of, probability_after
 from pyrtrav.explain.chances import chances
-from pyrtrav.explain.colours import Colour, ScoreScale
-from pyrtrav.explain.outline import covers
+from pyrtrav.explain.colours import Colour
+from pyrtrav.explain.glimpses import colour_of
+from pyrtrav.explain.outline import colour_for, figure_of
+from pyrtrav.explain.overlay import scale_for
 from pyrtrav.files import written_whole
 from pyrtrav.geometry import Region
 from pyrtrav.tree import GEOJSON_SCHEMA, Node, ParseTree
@@ -36,10 +40,8 @@ CLASS_COLOURS: tuple[Colour, ...] = (
 
 _NAMESPACE = uuid.UUID("b8f0b1c4-3a53-5c55-9a38-6a7f7c6a5a0e")
 
-_NOT_OF_FINDINGS = (120, 120, 120)
-"""Outline of a region that covers the image: its score is 1 whatever was found."""
-
 Geometry = dict[str, Any]
+Figures = dict[str, float | None]
 
 
 class Coordinates(Protocol):
@@ -94,10 +96,11 @@ def to_geojson(
         raise ConfigError("map coordinates do not count from the corner of the bounds; ask for one or the other")
     if coordinates is None:
         coordinates = Pixels(tree.bounds.x, tree.bounds.y) if bounds_origin else Pixels()
-    scale = ScoreScale.over(max((node.score for node in _found(tree)), default=0.0))
-    probability = chances(tree)
+    shown = colour_for(tree, None)
+    scale, figure = scale_for(tree, shown), figure_of(shown)
+    figures = _figures(tree)
     features = [
-        _feature(tree, node, probability.get(node.id), scale, coordinates)
+        _feature(tree, node, colour_of(node, tree, scale, figure), figures(node), coordinates)
         for node in tree.nodes
         if node.region.intersects(tree.bounds)
     ]
@@ -149,30 +152,40 @@ def node_id(tree: ParseTree, node: Node) -> str:
     return str(uuid.uuid5(_NAMESPACE, run))
 
 
-def _found(tree: ParseTree) -> list[Node]:
-    return [node for node in tree.nodes if not covers(node.region, tree.bounds)]
-
-
-def _feature(
-    tree: ParseTree, node: Node, probability: float | None, scale: ScoreScale, coordinates: Coordinates
-) -> dict[str, Any]:
-    figures = {
+def _figures(tree: ParseTree) -> Callable[[Node], Figures]:
+    """What measures a look: of a chain, whose scores are all 1, its place and what was predicted after it."""
+    probability = chances(tree)
+    if is_chain(tree):
+        return lambda node: {
+            "glimpse": number_of(node),
+            "contribution": node.contribution,
+            "probability after": probability_after(tree, node),
+            "downsample": node.downsample,
+        }
+    return lambda node: {
         "score": node.score,
         "contribution": node.contribution,
-        "probability": probability,
+        "probability": probability.get(node.id),
         "depth": node.depth,
         "downsample": node.downsample,
     }
+
+
+def _name(tree: ParseTree, node: Node) -> str:
+    if is_chain(tree):
+        return f"glimpse {number_of(node)} of {len(tree.nodes)}"
+    return f"look {node.id}, depth {node.depth}"
+
+
+def _feature(tree: ParseTree, node: Node, colour: Colour, figures: Figures, coordinates: Coordinates) -> dict[str, Any]:
     index = int(tree.record["prediction"]["index"])
-    whole = covers(node.region, tree.bounds)
-    colour = _NOT_OF_FINDINGS if whole else scale.colour(scale.position(node.score))
     return {
         "type": "Feature",
         "id": node_id(tree, node),
         "geometry": coordinates.geometry(node.region.intersection(tree.bounds)),
         "properties": {
             "objectType": "annotation",
-            "name": f"look {node.id}, depth {node.depth}",
+            "name": _name(tree, node),
             "color": list(colour),
             "classification": {
                 "name": " ".join(tree.label.split()),

@@ -9,6 +9,7 @@ from typing import cast
 
 from PIL import ImageFont
 
+from pyrtrav.geometry import Region
 from pyrtrav.tree import Node, ParseTree
 
 Font = ImageFont.FreeTypeFont
@@ -127,5 +128,31 @@ def scale_bar(level0_pixels: float, mpp: float) -> tuple[float, str]:
     micrometres = level0_pixels * mpp
     power = 10.0 ** math.floor(math.log10(micrometres))
     length = max(factor * power for factor in (1.0, 2.0, 5.0) if factor * power <= micrometres * (1 + 1e-9))
-    size, unit = next((pair for pair in _UNITS if length >= pair[0] * (1 - 1e-9)), _UNITS[-1])
+    size, unit = _unit(length)
     return length / mpp, f"{length / size:g} {unit}"
+
+
+def size_text(region: Region, mpp: float | None) -> str:
+    """Return width and height: ``1.31 x 1.31 mm`` where the size of a pixel is known, else ``1,638 x 1,638 px``."""
+    if mpp is None:
+        return f"{region.width:,.0f} x {region.height:,.0f} px"
+    size, unit = _unit(max(region.width, region.height) * mpp)
+    return f"{_figure(region.width * mpp / size)} x {_figure(region.height * mpp / size)} {unit}"
+
+
+def resolution_text(downsample: float, mpp: float | None) -> str:
+    """Return ``x51.2``, and what that is: ``x51.2, 12.8 um a pixel`` where the size of a pixel is known."""
+    if mpp is None:
+        return factor_text(downsample)
+    size, unit = _unit(downsample * mpp)
+    return f"{factor_text(downsample)}, {_figure(downsample * mpp / size)} {unit} a pixel"
+
+
+def _figure(value: float) -> str:
+    """Three digits, but never an exponent for a rounded thousand."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+
+
+def _unit(micrometres: float) -> tuple[float, str]:
+    """The largest unit of which a length is at least one."""
+    return next((pair for pair in _UNITS if micrometres >= pair[0] * (1 - 1e-9)), _UNITS[-1])

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from pyrtrav.errors import ConfigError, nearest_name
+from pyrtrav.explain.chain import is_chain
 from pyrtrav.explain.colours import Colour, Scale, is_light
 from pyrtrav.explain.drawing import Box, Rectangle
 from pyrtrav.explain.frame import Frame
-from pyrtrav.geometry import Region
+from pyrtrav.geometry import Region, covers
 from pyrtrav.tree import Node, ParseTree
 
 LEAST_OUTLINE = 5
@@ -30,8 +31,10 @@ _STYLES = ((2, 1.0), (2, 0.8), (3, 0.6), (4, 0.45))
 # Smallest side in canvas pixels and opacity (0..255) of a casing; around smaller regions it would hide the tissue.
 _CASINGS = ((48, 110), (24, 60))
 
-_NEUTRAL: Colour = (120, 120, 120)
-_NEUTRAL_WIDTH = 2
+NEUTRAL: Colour = (120, 120, 120)
+"""Of a region that covers the image."""
+
+NEUTRAL_WIDTH = 2
 
 COLOURS = ("score", "contribution")
 """The figures of a node that can be shown as colour."""
@@ -71,16 +74,21 @@ def lines_by_depth(tree: ParseTree, zoom: float) -> dict[int, Line]:
     return dict(sorted(lines.items()))
 
 
-def covers(region: Region, bounds: Region) -> bool:
-    """Return whether the whole image lies in the region, but for rounding."""
-    shared = region.intersection(bounds)
-    return shared.width > bounds.width * (1 - 1e-6) and shared.height > bounds.height * (1 - 1e-6)
-
-
-def check_colour(colour: str) -> None:
-    """Raise ConfigError where the name is none of COLOURS."""
-    if colour not in COLOURS:
+def check_colour(colour: str | None) -> None:
+    """Raise ConfigError where the name is none of COLOURS; None leaves the choice to ``colour_for``."""
+    if colour is not None and colour not in COLOURS:
         raise ConfigError(f"no figure of a look is called {colour!r}{nearest_name(colour, COLOURS)}")
+
+
+def colour_for(tree: ParseTree, colour: str | None) -> str:
+    """Return the figure that is shown: by default the score, but of a chain, whose scores are all 1, what each added.
+
+    Raises:
+        ConfigError: it is none of COLOURS.
+    """
+    check_colour(colour)
+    added = is_chain(tree) and any(node.contribution is not None for node in tree.nodes)
+    return colour or ("contribution" if added else "score")
 
 
 def figure_of(colour: str) -> Figure:
@@ -103,7 +111,7 @@ def outlines(frame: Frame, line: Line, scale: Scale, figure: Figure) -> tuple[Re
             continue
         box, value = outline_box(node.region, frame, line.inset), figure(node)
         if value is None or covers(node.region, frame.bounds):
-            gray.append(Rectangle(box, _NEUTRAL, _NEUTRAL_WIDTH))
+            gray.append(Rectangle(box, NEUTRAL, NEUTRAL_WIDTH))
         else:
             found.append((box, scale.position(value)))
     found.sort(key=lambda one: scale.weight(one[1]))
@@ -112,7 +120,7 @@ def outlines(frame: Frame, line: Line, scale: Scale, figure: Figure) -> tuple[Re
     for box, position in found:
         # What matters little steps back, but never so far that its colour cannot be read.
         opacity = line.strength * (0.5 + 0.5 * scale.weight(position))
-        colour, width = scale.colour(position), _thickness(box, line)
+        colour, width = scale.colour(position), thickness(box, line.width)
         casings += _casing(box, width, colour, opacity)
         lines.append(Rectangle(box, colour, width, round(255 * opacity)))
     # All casings first, so that none cuts a neighbour's line.
@@ -122,7 +130,7 @@ def outlines(frame: Frame, line: Line, scale: Scale, figure: Figure) -> tuple[Re
 def sample(box: Box, line: Line) -> Rectangle:
     """Return the outline of a depth in gray, for a legend."""
     shade = round(255 - 195 * line.strength)
-    colour, width = (_NEUTRAL, _NEUTRAL_WIDTH) if line.neutral else ((shade, shade, shade), line.width)
+    colour, width = (NEUTRAL, NEUTRAL_WIDTH) if line.neutral else ((shade, shade, shade), line.width)
     return Rectangle(box, colour, width)
 
 
@@ -145,9 +153,9 @@ def _axis(start: float, end: float, least: int, most: int, inset: int) -> tuple[
     return first, last
 
 
-def _thickness(box: Box, line: Line) -> int:
-    """The depth's line width, or less: a line takes at most an eighth of a small region's side."""
-    return max(1, min(line.width, _side(box) // 8))
+def thickness(box: Box, width: int) -> int:
+    """Return the line width, or less: a line takes at most an eighth of a small region's side."""
+    return max(1, min(width, _side(box) // 8))
 
 
 def _side(box: Box) -> int:

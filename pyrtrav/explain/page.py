@@ -13,23 +13,27 @@ import io
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from pyrtrav.errors import ConfigError
+from pyrtrav.explain.chain import is_chain, number_of, probability_after
 from pyrtrav.explain.chances import chances
-from pyrtrav.explain.colours import Scale, hexadecimal
+from pyrtrav.explain.colours import Colour, Scale, hexadecimal, is_light
 from pyrtrav.explain.foveated import paint_seen
 from pyrtrav.explain.frame import check_drawable, frame_of
+from pyrtrav.explain.glimpses import colour_of
 from pyrtrav.explain.icicle import icicle
 from pyrtrav.explain.lettering import bytes_text, factor_text, probability_text
-from pyrtrav.explain.outline import covers, figure_of
+from pyrtrav.explain.outline import colour_for, figure_of
 from pyrtrav.explain.overlay import scale_for
-from pyrtrav.explain.plots import length_unit, picked_look, picture_plot, tree_plot
+from pyrtrav.explain.plots import chain_plot, length_unit, number_glimpses, picked_look, picture_plot, tree_plot
 from pyrtrav.explain.templates import rendered
 from pyrtrav.files import written_whole
+from pyrtrav.geometry import covers
 from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.tree import Node, ParseTree
 
@@ -50,20 +54,27 @@ FIGURES = {
 }
 """What the page says of a node, in this order: columns and their names."""
 
+CHAIN_FIGURES = {
+    "look": "glimpse",
+    "after": "probability after",
+    **{name: FIGURES[name] for name in ("contribution", "downsample", "region")},
+}
+"""What it says of a glimpse of a chain: its score is 1, and its depth its place."""
+
 MOST_CLASSES = 6
 """Of more classes, the table by depth names only the one predicted."""
 
 _QUALITY = 90
 
 
-def draw_page(tree: ParseTree, pyramid: Pyramid, *, width: int = 2000, colour: str = "score") -> str:
+def draw_page(tree: ParseTree, pyramid: Pyramid, *, width: int = 2000, colour: str | None = None) -> str:
     """Return the page.
 
     Args:
         tree: what was looked at.
         pyramid: the image that the tree is of; what was looked at is read again, and nothing else.
         width: long side of the picture in pixels; the page grows with its square.
-        colour: the figure that is shown as colour, ``score`` or ``contribution``.
+        colour: the figure that is shown as colour, ``score`` or ``contribution``; by default what tells more.
 
     Raises:
         ConfigError: the extra is missing, the tree is of another image or has no such figure.
@@ -74,7 +85,8 @@ def draw_page(tree: ParseTree, pyramid: Pyramid, *, width: int = 2000, colour: s
     except ImportError as error:
         raise ConfigError("an HTML page needs the extra `html`: pip install 'pyrtrav[html]'") from error
     check_drawable(tree, pyramid, width)
-    scale = scale_for(tree, colour)
+    shown = colour_for(tree, colour)
+    scale = scale_for(tree, shown)
     canvas, everything = paint_seen(tree, pyramid, frame_of(tree.bounds, width, 1))
     # The core alone: it draws, and has no widgets and no formulas, which would come from the network.
     library = Resources(mode="inline", components=["bokeh"])
@@ -87,16 +99,17 @@ def draw_page(tree: ParseTree, pyramid: Pyramid, *, width: int = 2000, colour: s
         depths=_depths(tree),
         cost=_cost(tree),
         run=_run(tree),
-        figures=list(FIGURES.items()),
+        figures=list((CHAIN_FIGURES if is_chain(tree) else FIGURES).items()),
+        chained=is_chain(tree),
         everything=everything,
         library=library.render(),
         # Inside a script element nothing is escaped but the end of it.
-        plots=_plots(tree, canvas, scale, colour).replace("<", "\\u003c"),
+        plots=_plots(tree, canvas, scale, shown).replace("<", "\\u003c"),
     )
 
 
 def save_page(
-    tree: ParseTree, pyramid: Pyramid, path: str | os.PathLike[str], *, width: int = 2000, colour: str = "score"
+    tree: ParseTree, pyramid: Pyramid, path: str | os.PathLike[str], *, width: int = 2000, colour: str | None = None
 ) -> None:
     """Write ``draw_page``, whole or not at all.
 
@@ -125,15 +138,16 @@ def _classes(tree: ParseTree) -> list[tuple[str, str, float]]:
 
 
 def _depths(tree: ParseTree) -> dict[str, list[Any]]:
-    """The prediction after each depth: what stands over the columns, and the rows."""
+    """The prediction after each depth, or glimpse: what stands over the columns, and the rows."""
+    first, step = (1, "glimpse") if is_chain(tree) else (0, "depth")
     names = list(tree.record["prediction"]["probabilities"])
     shown = names if len(names) <= MOST_CLASSES else []
     rows = [
-        [level["depth"], level["label"], probability_text(level["probabilities"][level["label"]])]
+        [level["depth"] + first, level["label"], probability_text(level["probabilities"][level["label"]])]
         + [probability_text(level["probabilities"][name]) for name in shown]
         for level in tree.record["levels"]
     ]
-    return {"heads": ["depth", "prediction", "probability", *shown], "rows": rows}
+    return {"heads": [step, "prediction", "probability", *shown], "rows": rows}
 
 
 def _cost(tree: ParseTree) -> list[tuple[str, str]]:
@@ -175,15 +189,19 @@ def _plots(tree: ParseTree, canvas: Image.Image, scale: Scale | None, colour: st
 
     source = _table(tree, scale, colour)
     mark = picked_look(source)
-    plots = [picture_plot(tree, _data_uri(canvas), source, mark, scale), tree_plot(source, mark)]
-    return _renumbered(json.dumps(json_item(row(*plots, sizing_mode="stretch_both"), ID("plots"))))
+    picture = picture_plot(tree, _data_uri(canvas), source, mark, scale)
+    if is_chain(tree):
+        number_glimpses(picture, source)
+    beside = chain_plot(source, mark) if is_chain(tree) else tree_plot(source, mark)
+    return _renumbered(json.dumps(json_item(row(picture, beside, sizing_mode="stretch_both"), ID("plots"))))
 
 
 def _table(tree: ParseTree, scale: Scale | None, shown_as_colour: str) -> ColumnDataSource:
     """A row a node, the smallest region first: of regions that lie over each other, a click means that one."""
     from bokeh.models import ColumnDataSource
 
-    boxes, probability, figure = icicle(tree), chances(tree), figure_of(shown_as_colour)
+    boxes, figure, words = icicle(tree), figure_of(shown_as_colour), _figures(tree)
+    chained = is_chain(tree)
     nodes = sorted(tree.nodes, key=lambda node: (node.region.area, -node.score, node.id))
     columns: dict[str, list[Any]] = {}
     unit = length_unit(tree)
@@ -195,11 +213,30 @@ def _table(tree: ParseTree, scale: Scale | None, shown_as_colour: str) -> Column
             **{"top": shown.y * unit, "bottom": shown.bottom * unit},
             **{"level": box.level, "next": box.level + 0.97, "first": box.top, "last": box.bottom},
             **{"colour": colour, "strength": strength, "thickness": 1 + 3 / (1 + node.depth)},
-            **_figures(node, probability.get(node.id)),
+            **words(node),
+            **(_link(tree, node, colour_of(node, tree, scale, figure)) if chained else {}),
         }
         for name, entry in row.items():
             columns.setdefault(name, []).append(entry)
     return ColumnDataSource(columns)
+
+
+def _link(tree: ParseTree, node: Node, colour: Colour) -> dict[str, Any]:
+    """A glimpse's own way of being drawn: a bar, and a number that the numbers before it do not hide."""
+    probability = probability_after(tree, node)
+    near = max(tree.bounds.width, tree.bounds.height) / 30
+    at_top = node.region.y - tree.bounds.y < near
+    same = [
+        other
+        for other in tree.nodes[: node.id]
+        if abs(other.region.x - node.region.x) < near and abs(other.region.y - node.region.y) < near
+    ]
+    return {
+        **{"colour": hexadecimal(colour), "ink": "#000000" if is_light(colour) else "#ffffff"},
+        **{"strength": 1.0, "thickness": 3.0, "shift": 22 * len(same), "drop": 22 * at_top, "middle": node.id + 0.485},
+        # Never so low that it cannot be picked.
+        **{"first": 1.0 if probability is None else max(probability, 0.02), "last": 0.0},
+    }
 
 
 def _look(value: float | None, scale: Scale | None) -> tuple[str, float]:
@@ -211,17 +248,35 @@ def _look(value: float | None, scale: Scale | None) -> tuple[str, float]:
     return hexadecimal(scale.colour(position)), 0.4 + 0.6 * scale.weight(position)
 
 
-def _figures(node: Node, probability: float | None) -> dict[str, str]:
-    region = node.region
-    return {
+def _figures(tree: ParseTree) -> Callable[[Node], dict[str, str]]:
+    """The figures of a look in words."""
+    probability = chances(tree)
+    if is_chain(tree):
+        return lambda node: {
+            "look": f"{number_of(node)}",
+            "after": _number(probability_after(tree, node), ".3f"),
+            **_measures(node),
+        }
+    return lambda node: {
         "look": f"{node.id}",
         "depth": f"{node.depth}",
         "score": f"{node.score:.3g}",
-        "contribution": "–" if node.contribution is None else f"{node.contribution:+.3g}",
-        "probability": "–" if probability is None else f"{probability:.3f}",
+        "probability": _number(probability.get(node.id), ".3f"),
+        **_measures(node),
+    }
+
+
+def _measures(node: Node) -> dict[str, str]:
+    region = node.region
+    return {
+        "contribution": _number(node.contribution, "+.3g"),
         "downsample": factor_text(node.downsample),
         "region": f"{region.x:.0f}, {region.y:.0f}, {region.width:.0f} × {region.height:.0f} px",
     }
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"
 
 
 def _data_uri(picture: Image.Image) -> str:

@@ -1,11 +1,13 @@
-"""What stands around the overlay's thumbnail: title, cost, colour bar, legend of depths and scale bar.
+"""What stands around the overlay's thumbnail: title, cost, colour bar, legend and scale bar.
 
 All of it lies outside the image, so that it reads the same over white glass and a dark field.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pyrtrav.explain.colours import Scale
 from pyrtrav.explain.drawing import Drawing, Rectangle, Text
@@ -58,25 +60,40 @@ Shapes = list[Rectangle]
 Texts = list[Text]
 
 
+class Legend(NamedTuple):
+    """What the outlines mean."""
+
+    rows: int
+    """Under the row of heads."""
+    draw: Callable[[int, int, Sizes], tuple[Shapes, Texts]]
+    """Given its left and its top."""
+
+
+NO_LEGEND = Legend(0, lambda x, y, sizes: ([], []))
+"""Of pictures without outlines."""
+
+
 def compose(
     tree: ParseTree,
     frame: Frame,
-    lines: dict[int, Line],
+    legend: Legend,
     layers: tuple[tuple[Rectangle, ...], ...],
     scale: Scale | None,
+    words: Sequence[Text] = (),
 ) -> Drawing:
-    """Return the whole picture; without a scale (nothing but the glance) there is no colour bar."""
+    """Return the whole picture; without a scale there is no colour bar. ``words`` lie on the canvas, in its pixels."""
     width, height = frame.canvas
     sizes = Sizes(max(0.8, max(width, height) / 1200))
     bar = 0 if scale is None else sizes.bar + sizes(64)
-    panel = bar + sizes.row * (len(lines) + 1)
+    panel = bar + sizes.row * (legend.rows + 1)
     footer = sizes(56) if tree.mpp else sizes.margin
     size = (width + 3 * sizes.margin + sizes.panel, sizes.header + max(height, panel) + footer)
     place = (sizes.margin, sizes.header, sizes.margin + width - 1, sizes.header + height - 1)
     shapes: Shapes = []
     texts = _header(tree, sizes, size[0] - 2 * sizes.margin)
+    texts += [replace(text, x=place[0] + text.x, y=place[1] + text.y) for text in words]
     x = width + 2 * sizes.margin
-    parts = [_legend(lines, x, sizes.header + bar, sizes)] if lines else []
+    parts = [legend.draw(x, sizes.header + bar, sizes)]
     if scale is not None:
         parts.append(_colour_bar(scale, x, sizes))
     if tree.mpp:
@@ -113,19 +130,23 @@ def _colour_bar(scale: Scale, x: int, sizes: Sizes) -> tuple[Shapes, Texts]:
     return shapes, texts
 
 
-def _legend(lines: dict[int, Line], x: int, y: int, sizes: Sizes) -> tuple[Shapes, Texts]:
-    """One row a depth: its line, its downsample, and how many fixations it has."""
-    size, shapes = sizes(17), []
-    columns = x + sizes(44), x + sizes(70), x + sizes.panel
-    texts = [Text(x, y, "depth", size, INK, "lt"), Text(columns[2], y, "fixations", size, INK, "rt")]
-    for row, (depth, line) in enumerate(lines.items(), 1):
-        middle = y + row * sizes.row + sizes(10)
-        shapes.append(sample((x, middle - sizes(9), x + sizes(28), middle + sizes(9)), line))
-        texts.append(Text(columns[0], middle, f"{depth}", size, INK, "lm"))
-        downsample = shortened(downsample_text(line.nodes), font(size), columns[2] - columns[1] - sizes(54))
-        texts.append(Text(columns[1], middle, downsample, size, FAINT_INK, "lm"))
-        texts.append(Text(columns[2], middle, f"{len(line.nodes):,}", size, INK, "rm"))
-    return shapes, texts
+def depth_legend(lines: dict[int, Line]) -> Legend:
+    """Return one row a depth: its line, its downsample, and how many fixations it has."""
+
+    def draw(x: int, y: int, sizes: Sizes) -> tuple[Shapes, Texts]:
+        size, shapes = sizes(17), []
+        columns = x + sizes(44), x + sizes(70), x + sizes.panel
+        texts = [Text(x, y, "depth", size, INK, "lt"), Text(columns[2], y, "fixations", size, INK, "rt")]
+        for row, (depth, line) in enumerate(lines.items(), 1):
+            middle = y + row * sizes.row + sizes(10)
+            shapes.append(sample((x, middle - sizes(9), x + sizes(28), middle + sizes(9)), line))
+            texts.append(Text(columns[0], middle, f"{depth}", size, INK, "lm"))
+            downsample = shortened(downsample_text(line.nodes), font(size), columns[2] - columns[1] - sizes(54))
+            texts.append(Text(columns[1], middle, downsample, size, FAINT_INK, "lm"))
+            texts.append(Text(columns[2], middle, f"{len(line.nodes):,}", size, INK, "rm"))
+        return shapes, texts
+
+    return Legend(len(lines), draw)
 
 
 def bar_of_length(frame: Frame, mpp: float, x: int, y: int, sizes: Sizes) -> tuple[Shapes, Texts]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyrtrav.explain.chain import is_chain
 from pyrtrav.explain.colours import Scale, hexadecimal
 from pyrtrav.tree import ParseTree
 
@@ -23,6 +24,9 @@ _SHADES = 128
 
 _TOOLTIP = """<div class="look"><b>look @look, depth @depth</b><br>score @score<br>contribution @contribution<br>
 probability of this look @probability<br>downsample @downsample<br>@region</div>"""
+
+_CHAIN_TOOLTIP = """<div class="look"><b>glimpse @look</b><br>probability after @after<br>contribution @contribution<br>
+downsample @downsample<br>@region</div>"""
 
 _PICK = """
 const [first, ...others] = [...table.selected.indices].sort((a, b) => a - b);
@@ -64,7 +68,8 @@ def picture_plot(
     # Casings part the lines from the tissue.
     plot.quad(**edges, source=drawn, line_color="white", line_width="casing", line_alpha="faint", name="casings")
     plot.quad(**edges, source=drawn, line_color="colour", line_width="thickness", line_alpha="strength", name="regions")
-    _touchable(plot, plot.quad(**edges | {"fill_color": "white"}, source=table, fill_alpha=0, line_alpha=0))
+    words = _CHAIN_TOOLTIP if is_chain(tree) else _TOOLTIP
+    _touchable(plot, plot.quad(**edges | {"fill_color": "white"}, source=table, fill_alpha=0, line_alpha=0), words)
     plot.quad(**edges, source=mark, line_color=PICKED, line_width=4)
     if scale is not None:
         plot.add_layout(_colour_bar(scale), "below")
@@ -134,21 +139,60 @@ def tree_plot(table: ColumnDataSource, mark: ColumnDataSource) -> Figure:
         line_color="white",
         line_width=0.25 if crowded else 1,
     )
-    _touchable(plot, boxes)
+    _touchable(plot, boxes, _TOOLTIP)
     plot.quad(**_BOX, source=mark, fill_color=None, line_color=PICKED, line_width=4)
     return plot
 
 
-def _touchable(plot: Figure, looks: GlyphRenderer[Any]) -> None:
+def chain_plot(table: ColumnDataSource, mark: ColumnDataSource) -> Figure:
+    """Return a chain as a row of bars: how probable the class that is predicted in the end was after each glimpse."""
+    from bokeh.models import Range1d
+    from bokeh.plotting import figure
+
+    plot = figure(
+        sizing_mode="stretch_both",
+        y_range=Range1d(start=0, end=1.08),
+        tools="pan,wheel_zoom,box_zoom,reset",
+        output_backend="canvas",
+        min_border=8,
+        name="tree",
+    )
+    plot.grid.visible = False
+    plot.outline_line_color = None
+    plot.xaxis.visible = False
+    plot.yaxis.axis_label = "probability of the predicted class after each glimpse"
+    plot.yaxis.axis_label_text_font_style = "normal"
+    _touchable(plot, plot.quad(**_BOX, source=table, fill_color="colour", line_color="#606060"), _CHAIN_TOOLTIP)
+    plot.quad(**_BOX, source=mark, fill_color=None, line_color=PICKED, line_width=4)
+    _unfading(
+        plot.text("middle", "first", "look", source=table, text_align="center", text_baseline="bottom", y_offset=-3)
+    )
+    return plot
+
+
+def number_glimpses(picture: Figure, table: ColumnDataSource) -> None:
+    """Write its number at each glimpse's corner of the picture, like the tab of a folder."""
+    drawn: dict[str, Any] = {"x": "left", "y": "top", "text": "look", "x_offset": "shift", "y_offset": "drop"}
+    drawn |= {"text_baseline": "bottom", "text_font_size": "15px", "text_color": "ink", "padding": 3}
+    drawn |= {"background_fill_color": "colour", "border_line_color": "ink"}
+    _unfading(picture.text(**drawn, source=table, name="numbers"))
+
+
+def _unfading(drawn: GlyphRenderer[Any]) -> None:
+    """Keep what is not picked as it is."""
+    drawn.selection_glyph = drawn.nonselection_glyph = drawn.glyph
+
+
+def _touchable(plot: Figure, looks: GlyphRenderer[Any], words: str) -> None:
     """Let the looks be hovered over and picked; all that lie under the pointer are outlined, in both plots."""
     from bokeh.models import HoverTool, TapTool
 
     touched = looks.glyph.clone()
     touched.update(line_color=TOUCHED, line_width=1.5, line_alpha=0.8)
     looks.hover_glyph = touched
-    looks.selection_glyph = looks.nonselection_glyph = looks.glyph
+    _unfading(looks)
     # The first is the smallest region under the pointer.
-    plot.add_tools(HoverTool(renderers=[looks], tooltips=_TOOLTIP, limit=1), TapTool(renderers=[looks]))
+    plot.add_tools(HoverTool(renderers=[looks], tooltips=words, limit=1), TapTool(renderers=[looks]))
     plot.toolbar.logo = None
 
 

@@ -15,7 +15,7 @@ from pyrtrav.explain.drawing import Drawing, paint
 from pyrtrav.explain.frame import Frame, check_drawable, draw_thumbnail, frame_of
 from pyrtrav.explain.output import check_picture, is_pdf, save_png
 from pyrtrav.explain.overlay import LEAST_LONG_SIDE, LEAST_SIDE
-from pyrtrav.explain.panel import compose
+from pyrtrav.explain.panel import NO_LEGEND, compose
 from pyrtrav.explain.vector import SHARPNESS, save_pdf
 from pyrtrav.pyramid.base import Pyramid
 from pyrtrav.tree import ParseTree
@@ -77,7 +77,7 @@ def _plan(tree: ParseTree, pyramid: Pyramid, width: int) -> tuple[Drawing, Frame
     frame = frame_of(tree.bounds, min(width, max(longest, LEAST_LONG_SIDE)), LEAST_SIDE)
     limit = ScoreScale.over(float(_values(tree, frame).max()))  # of what is seen
     scale = SensitivityScale(limit.limit, limit.step)
-    return compose(tree, frame, {}, (), scale), frame, scale
+    return compose(tree, frame, NO_LEGEND, (), scale), frame, scale
 
 
 def _canvas(tree: ParseTree, pyramid: Pyramid, frame: Frame, scale: SensitivityScale) -> Image.Image:

@@ -98,6 +98,6 @@ def _add_text(axes: Axes, text: Text, face: Path) -> None:
         color=tuple(part / 255 for part in text.ink),
         font=face,
         fontsize=text.size * _POINTS,
-        horizontalalignment="left" if text.anchor[0] == "l" else "right",
+        horizontalalignment={"l": "left", "m": "center", "r": "right"}[text.anchor[0]],
         verticalalignment="baseline",
     )

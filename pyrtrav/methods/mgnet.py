@@ -256,13 +256,14 @@ class Mgnet(Model):
 
     def contributions(self, trace: Trace, image: int, depth: int, label: int) -> list[float | None]:
         """Each glimpse after the first is left out of the attention by turns; where the others lie is held fixed."""
-        own = trace.fixations_of(image)
+        every = trace.fixations_of(image)
+        own = every[trace.depth[every] <= depth]
         seen = self._seen(trace, own)
         whole = self._log_probability(seen, label)
-        found: list[float | None] = [None]
+        found: list[float | None] = [None] * len(every)
         for left in range(1, len(own)):
             others = torch.arange(len(own), device=seen.device) != left
-            found.append(whole - self._log_probability(seen[others], label))
+            found[left] = whole - self._log_probability(seen[others], label)
         return found
 
     def _log_probability(self, seen: Tensor, label: int) -> float:
