@@ -42,6 +42,16 @@ def explain(
             "looks that matter most; .png or .pdf."
         ),
     ] = None,
+    occlusion: Annotated[
+        Path | None,
+        typer.Option(help="Picture of how much noise over each place changes the prediction, .png or .pdf."),
+    ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Without an image: picture of what the model's encoder sees, and of the scales that it learned."
+        ),
+    ] = None,
     html: Annotated[
         Path | None,
         typer.Option(help="Picture, tree and figures in one page to explore, without a server or a network."),
@@ -93,13 +103,18 @@ def explain(
     from pyrtrav.pyramid.open import check_mpp
     from pyrtrav.tree import ParseTree
 
+    if encoder is not None:
+        if image is not None or tree is not None or out is not None:
+            raise typer.BadParameter("--encoder is of a model alone; leave out the image, --tree and --out")
+        _explain_encoder(model, encoder, quiet)
+        return
     if tree is not None:
         _refuse(context, _LOOK, "says how to look, and --tree draws what was seen; leave one of them out")
         found = ParseTree.load(tree)
         if mpp is not None:
             check_mpp(mpp)
             found = replace(found, mpp=mpp)
-        if overlay is None and out is None and not (foveated or strip or html or geojson):
+        if overlay is None and out is None and not (foveated or strip or occlusion or html or geojson):
             overlay = explanation.default_overlay(tree)
     elif image is None or out is None:
         raise typer.BadParameter("give an IMAGE and --out tree.json, or --tree tree.json")
@@ -114,6 +129,7 @@ def explain(
         overlay=overlay,
         foveated=foveated,
         strip=strip,
+        occlusion=occlusion,
         page=html,
         geojson=geojson,
         colour=colour,
@@ -123,6 +139,7 @@ def explain(
     )
     if tree is None:
         targets.check(image)
+        from pyrtrav.occlusion import SQUARES
         from pyrtrav.predict import Predictor
 
         predictor = Predictor(model, device=device)
@@ -138,13 +155,13 @@ def explain(
         )
         if model is None:
             note(f"model: {predictor.name}", quiet)
-        found = predictor.explain(image, settings, mpp=mpp)
+        found = predictor.explain(image, settings, mpp=mpp, squares=0 if occlusion is None else SQUARES)
     written = explanation.write(found, targets, image=image)
     if tree is not None and not explanation.is_as_it_was(found, image):
         seen = image or found.record["input"]["path"]
         warn(f"{seen}: is not the image as it was when {tree} was made (other content or time); drawn all the same")
     if as_json:
-        typer.echo(json.dumps(found.record))
+        typer.echo(json.dumps({name: value for name, value in found.record.items() if name != "occlusion"}))
         return
     if quiet:
         return
@@ -165,6 +182,16 @@ def explain(
             ]
         )
     )
+
+
+def _explain_encoder(model: Path | None, picture: Path, quiet: bool) -> None:
+    from pyrtrav.encoders.portrait import save_portrait
+    from pyrtrav.model_file import load_model
+
+    loaded = load_model(model)
+    save_portrait(loaded.model.encoder, picture, f"Encoder {loaded.card.encoder.name} of {Path(loaded.path).name}")
+    if not quiet:
+        stdout.print(pairs([("encoder", picture)]))
 
 
 def _steps(tree: "ParseTree") -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from pyrtrav.explain.outline import check_colour
 from pyrtrav.explain.output import check_picture
 from pyrtrav.explain.overlay import save_overlay
 from pyrtrav.explain.page import check_page, save_page
+from pyrtrav.explain.sensitivity import save_sensitivity
 from pyrtrav.explain.strip import save_strip
 from pyrtrav.files import written_whole
 from pyrtrav.pyramid import open_pyramid
@@ -38,6 +39,8 @@ class Targets:
     """Every place at the resolution at which it was seen, PNG or PDF."""
     strip: Name | None = None
     """What each glimpse of a chain saw, or the looks that matter most, side by side, PNG or PDF."""
+    occlusion: Name | None = None
+    """How much noise over each place changes the prediction, over the thumbnail, PNG or PDF."""
     page: Name | None = None
     """Picture, tree and figures to explore, HTML; needs the extra ``html``."""
     geojson: Name | None = None
@@ -58,6 +61,7 @@ class Targets:
             "overlay": self.overlay,
             "foveated": self.foveated,
             "strip": self.strip,
+            "occlusion": self.occlusion,
             "page": self.page,
             "geojson": self.geojson,
         }
@@ -123,7 +127,7 @@ def write(tree: ParseTree, targets: Targets, *, image: Name | None = None) -> di
         if "geojson" in beside:
             place = MapCoordinates.of(path, targets.crs) if targets.crs is not None else None
             save_geojson(tree, beside["geojson"], bounds_origin=targets.bounds_origin, coordinates=place)
-        if not beside.keys().isdisjoint({"overlay", "foveated", "strip", "page"}):
+        if not beside.keys().isdisjoint({"overlay", "foveated", "strip", "occlusion", "page"}):
             with _reopened(tree, path) as pyramid:
                 _draw(tree, pyramid, beside, targets.colour)
     return {kind: os.fspath(name) for kind, name in named.items()}
@@ -136,6 +140,8 @@ def _draw(tree: ParseTree, pyramid: Pyramid, beside: dict[str, Path], colour: st
         save_foveated(tree, pyramid, beside["foveated"])
     if "strip" in beside:
         save_strip(tree, pyramid, beside["strip"], colour=colour)
+    if "occlusion" in beside:
+        save_sensitivity(tree, pyramid, beside["occlusion"])
     if "page" in beside:
         save_page(tree, pyramid, beside["page"], colour=colour)
 
@@ -158,6 +164,7 @@ _CHECKS: dict[str, Callable[[Name], None]] = {
     "overlay": check_picture,
     "foveated": check_picture,
     "strip": check_picture,
+    "occlusion": check_picture,
     "page": check_page,
     "geojson": check_geojson,
 }

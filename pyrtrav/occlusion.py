@@ -25,6 +25,9 @@ from pyrtrav.trace import Trace
 
 ENCODE_BATCH = 256
 
+SQUARES = 8
+"""Along each side of a look."""
+
 
 class _Cover(NamedTuple):
     """Pixels of one look that show a square."""
@@ -36,7 +39,7 @@ class _Cover(NamedTuple):
 
 
 def sensitivities(
-    model: Model, image: Image, trace: Trace, depth: int, label: int, *, squares: int = 8, seed: int = 0
+    model: Model, image: Image, trace: Trace, depth: int, label: int, *, squares: int = SQUARES, seed: int = 0
 ) -> Float[NDArray[np.float64], "fixation squares squares"]:
     """Return, in nats, by how much noise over each square lowers the log-odds of a class against all others.
 

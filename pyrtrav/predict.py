@@ -18,6 +18,7 @@ from pyrtrav.geometry import root_region
 from pyrtrav.ledger import DepthCost, cost_of, costs_by_depth, count_prefix, pixel_rule
 from pyrtrav.methods import find_method
 from pyrtrav.model_file import LoadedModel, ModelCard, load_model
+from pyrtrav.occlusion import sensitivities
 from pyrtrav.pyramid import Pyramid, open_pyramid
 from pyrtrav.pyramid.base import forget_tiles
 from pyrtrav.pyramid.costs import check_glance
@@ -84,6 +85,8 @@ class Asked(NamedTuple):
     """What each look added to the prediction."""
     keep_tiles: bool = True
     """Decoded tiles stay in the cache."""
+    squares: int = 0
+    """Along each side of a look, for the occlusion of a single image; 0 for none."""
 
 
 class _Opened(NamedTuple):
@@ -320,14 +323,24 @@ class Predictor:
         return [outcomes[number] for number in range(len(inputs))]
 
     def explain(
-        self, path: str | os.PathLike[str], settings: Settings | None = None, *, mpp: float | None = None
+        self,
+        path: str | os.PathLike[str],
+        settings: Settings | None = None,
+        *,
+        mpp: float | None = None,
+        squares: int = 0,
     ) -> ParseTree:
         """Return the parse tree of one image: the same run as ``predict``'s.
+
+        Args:
+            squares: along each side of a look; the tree's record then says under ``occlusion`` how much noise over each
+                square changes the prediction (see ``occlusion``). 0: it does not.
 
         Raises:
             PyramidError: the image cannot be opened or read.
         """
-        outcome = self.predict([path], settings, mpp=mpp, contributions=True)[0]
+        asked = Asked(settings or self.settings(), contributions=True, squares=squares)
+        outcome, _ = self._predict([Input(os.fspath(path), mpp)], asked)[0]
         if outcome.tree is None:
             assert outcome.error is not None
             raise outcome.error
@@ -369,10 +382,18 @@ class Predictor:
             if warnings:
                 record["warnings"] = warnings
             tree = self._tree(trace, i, image, record, depths[i] if asked.contributions else None)
+            if asked.squares:
+                tree.record["occlusion"] = self._occlusion(trace, image, depths[i], record, asked)
             own = [*prefixes[: depths[i]], *prefixes[-1:]]
             by_depth = costs_by_depth(tree, image, trace, i, own) if asked.costs else ()
             outcomes[number] = Outcome(record, tree), by_depth
         return outcomes
+
+    def _occlusion(self, trace: Trace, image: Pyramid, depth: int, record: Record, asked: Asked) -> dict[str, Any]:
+        label, seed = record["prediction"]["index"], asked.settings.seed
+        with torch.inference_mode():
+            found = sensitivities(self.model, image, trace, depth, label, squares=asked.squares, seed=seed)
+        return {"squares": asked.squares, "seed": seed, "looks": found.tolist()}
 
     def _overflow(self, image: Pyramid, beliefs: Sequence[Sequence[float]]) -> ModelFileError | None:
         """The error of an image for which weights, each of them finite, give no numbers."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from pyrtrav.encoders import build_encoder
 from pyrtrav.errors import ConfigError
@@ -15,6 +16,8 @@ from pyrtrav.methods.topdown import TopDown, TopDownConfig
 from pyrtrav.occlusion import covered, sensitivities
 from pyrtrav.pyramid import open_pyramid
 from pyrtrav.selection import Settings
+from pyrtrav.tree import ParseTree
+from tests.program import run_program
 from tests.samples import TISSUE
 from tests.small import SmallEncoder, random_image
 
@@ -114,3 +117,52 @@ def test_no_squares_are_refused() -> None:
     trace = model.look([image], Settings("all", depth=0))
     with pytest.raises(ConfigError, match="at least 1"):
         sensitivities(model, image, trace, 0, 0, squares=0)
+
+
+def test_the_command_draws_it_and_draws_it_again_from_the_tree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = TISSUE / "val" / "lesion" / "003.tif"
+    words = ["--occlusion", tmp_path / "o.png"]
+    done = run_program(capsys, monkeypatch, "explain", image, "--out", tmp_path / "t.json", *words)
+    assert done.code == 0, done.err
+    tree = ParseTree.load(tmp_path / "t.json")
+    looks = np.array(tree.record["occlusion"]["looks"])
+    assert looks.shape == (len(tree.nodes), 8, 8)
+    with Image.open(tmp_path / "o.png") as picture:
+        first = np.asarray(picture.convert("RGB"))
+    done = run_program(capsys, monkeypatch, "explain", "--tree", tmp_path / "t.json", *words)
+    assert done.code == 0, done.err
+    with Image.open(tmp_path / "o.png") as picture:
+        assert np.array_equal(first, picture.convert("RGB"))
+    # The strongest square that is seen is yellow at its place; the picture is gray where nothing depends.
+    deepest = [node for node in tree.nodes if node.depth == 2]
+    best = max(deepest, key=lambda node: abs(looks[node.id]).max())
+    row, column = np.unravel_index(abs(looks[best.id]).argmax(), (8, 8))
+    side = best.region.width / 8
+    scale = max(tree.bounds.width, tree.bounds.height) / 1200  # the thumbnail's long side
+    x = 20 + (best.region.x + (column + 0.5) * side) / scale
+    y = 82 + (best.region.y + (row + 0.5) * side) / scale
+    assert np.ptp(first[round(y), round(x)].astype(int)) > 40
+
+
+def test_a_tree_without_an_occlusion_says_how_to_get_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = TISSUE / "val" / "lesion" / "003.tif"
+    assert run_program(capsys, monkeypatch, "explain", image, "--out", tmp_path / "t.json").code == 0
+    words = ["--tree", tmp_path / "t.json", "--occlusion", tmp_path / "o.png"]
+    done = run_program(capsys, monkeypatch, "explain", *words)
+    assert done.code == 2
+    assert "make it again with --occlusion" in " ".join(done.err.replace("│", " ").split())
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_an_encoder_is_drawn_without_an_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_program(capsys, monkeypatch, "explain", "--encoder", tmp_path / "e.png").code == 0
+    assert (tmp_path / "e.png").exists()
+    done = run_program(capsys, monkeypatch, "explain", TISSUE, "--encoder", tmp_path / "f.png")
+    assert done.code == 2
+    assert "--encoder is of a model alone" in " ".join(done.err.replace("│", " ").split())

@@ -1,5 +1,6 @@
 """What an encoder is like inside: how far it sees, and at which resolutions its filters work."""
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from pyrtrav.encoders.base import Encoder
 from pyrtrav.encoders.multires.encoder import MultiresEncoder
+from pyrtrav.explain.encoder_chart import save_encoder_chart
+from pyrtrav.explain.output import check_picture
 
 PATCHES = 32
 """Of noise, over which the receptive field is averaged."""
@@ -35,6 +38,18 @@ def portrait(encoder: Encoder, *, seed: int = 0) -> Portrait:
     if isinstance(encoder, MultiresEncoder):
         return Portrait(seen, encoder.mixing_table().detach(), encoder.outputs)
     return Portrait(seen, None, ())
+
+
+def save_portrait(encoder: Encoder, path: str | os.PathLike[str], title: str) -> None:
+    """Draw an encoder's portrait as PNG or PDF, whole or not at all.
+
+    Raises:
+        ConfigError: the name ends in neither ``.png`` nor ``.pdf``, or its folder cannot be written to.
+    """
+    check_picture(path)
+    found = portrait(encoder)
+    mixing = None if found.mixing is None else found.mixing.numpy()
+    save_encoder_chart(found.seen.numpy(), mixing, found.outputs, path, title)
 
 
 def _seen(encoder: Encoder, generator: torch.Generator) -> Tensor:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrtrav.explain.charting import FAINT, INK
 from pyrtrav.files import written_whole
-from pyrtrav.training.charts import BY_BUDGET, BY_DEPTH, FAINT, INK, legible
+from pyrtrav.training.charts import BY_BUDGET, BY_DEPTH, legible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
