@@ -11,6 +11,7 @@ from PIL import Image
 
 from pyrtrav.encoders import build_encoder
 from pyrtrav.errors import ConfigError
+from pyrtrav.explain.panel import Sizes
 from pyrtrav.methods import METHODS
 from pyrtrav.methods.topdown import TopDown, TopDownConfig
 from pyrtrav.occlusion import covered, sensitivities
@@ -140,9 +141,10 @@ def test_the_command_draws_it_and_draws_it_again_from_the_tree(
     best = max(deepest, key=lambda node: abs(looks[node.id]).max())
     row, column = np.unravel_index(abs(looks[best.id]).argmax(), (8, 8))
     side = best.region.width / 8
-    scale = max(tree.bounds.width, tree.bounds.height) / 1200  # the thumbnail's long side
-    x = 20 + (best.region.x + (column + 0.5) * side) / scale
-    y = 82 + (best.region.y + (row + 0.5) * side) / scale
+    assert tree.bounds.width == tree.bounds.height == 1024  # so it is drawn pixel by pixel
+    sizes = Sizes(1024 / 1200)
+    x = sizes.margin + best.region.x + (column + 0.5) * side
+    y = sizes.header + best.region.y + (row + 0.5) * side
     assert np.ptp(first[round(y), round(x)].astype(int)) > 40
 
 
