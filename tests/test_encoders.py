@@ -391,7 +391,7 @@ def test_training_on_several_threads_does_not_crash() -> None:
     code = (
         "import torch; from pyrtrav.encoders import build_encoder; torch.set_num_threads(2)\n"
         "encoder = build_encoder('residual', widths=(8, 12, 16), base_resolution=32)\n"
-        "for count in range(1, 200, 3):\n"
+        "for count in range(1, 200, 9):\n"
         "    patches = torch.rand(count, 32, 32, 3).permute(0, 3, 1, 2)  # as patches come from the reader\n"
         "    encoder(patches).vector.sum().backward()\n"
     )

@@ -47,7 +47,7 @@ def open_files() -> int:
 def test_of_many_known_images_few_hold_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyrtrav.pyramid.base._HANDLES", Handles(5))
     shared_cache().clear()
-    written = write_many(tmp_path, 40)
+    written = write_many(tmp_path, 15)
     before = open_files()
     pyramids = [open_pyramid(path) for path, _ in written]
     assert open_files() - before <= 5

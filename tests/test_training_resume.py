@@ -111,7 +111,7 @@ def test_killed_at_moments_that_nothing_chose(
     out, lives = tmp_path / "run", 0
     while not (out / "model.safetensors").exists():
         resume = (out / "checkpoint.safetensors").exists()
-        life = 0.03 * 1.6**lives
+        life = 0.05 * 2.5**lives
         live(processes, folder, out, "checkpoint_steps=1", resume=resume, seconds=life)
         lives += 1
     assert lives > 1
