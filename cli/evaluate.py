@@ -136,15 +136,15 @@ def evaluate(
         evaluated = evaluate_model(predictor, held_out, look, budgets=tried, mpp=mpp, command=command, watch=watch)
     report = evaluated.report
     written = write_report(evaluated, out) if out is not None else {}
-    if save_exits is not None:
-        save_with_exits(predictor, evaluated.run, save_exits)
-        written["model"] = save_exits
     if as_json:
         typer.echo(json.dumps(report))
     else:
         _print(report)
-        if written:
-            stdout.print(pairs([(name, path) for name, path in written.items()]))
+    if save_exits is not None:
+        save_with_exits(predictor, evaluated.run, save_exits)
+        written["model"] = save_exits
+    if written and not as_json:
+        stdout.print(pairs([(name, path) for name, path in written.items()]))
     _note_limits(report, quiet)
     _fail_where_images_failed(report, quiet)
 

@@ -15,7 +15,9 @@ from pyrtrav.stopping import stopped_by_signals
 if TYPE_CHECKING:
     from pyrtrav.tree import ParseTree
 
+_PICTURES = ("overlay", "foveated", "strip", "occlusion", "html", "geojson", "bounds_origin", "crs", "colour")
 _LOOK = ("model", "select", "tau", "k", "budget", "depth", "seed", "stop_at", "mean_budget", "device")
+_NOT_OF_ENCODERS = (*_PICTURES, *(name for name in _LOOK if name != "model"), "mpp", "as_json")
 
 
 @stopped_by_signals()
@@ -106,6 +108,7 @@ def explain(
     if encoder is not None:
         if image is not None or tree is not None or out is not None:
             raise typer.BadParameter("--encoder is of a model alone; leave out the image, --tree and --out")
+        _refuse(context, _NOT_OF_ENCODERS, "is of an image, and --encoder of a model alone; leave one of them out")
         _explain_encoder(model, encoder, quiet)
         return
     if tree is not None:
@@ -213,4 +216,4 @@ def _refuse(context: typer.Context, options: Iterable[str], reason: str) -> None
     for name in options:
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
-            raise typer.BadParameter(f"--{name.replace('_', '-')} {reason}")
+            raise typer.BadParameter(f"--{name.removeprefix('as_').replace('_', '-')} {reason}")

@@ -25,7 +25,7 @@ UNITS = ("fixations", "macs", "bytes")
 MOST_IMAGES = 2000
 """Held-out images that a table keeps: a model file is to stay small."""
 
-DIGITS = 6
+DIGITS = 12
 """Of a kept confidence. It is rounded down, so that the image itself leaves wherever its row says so."""
 
 _SWEPT = 1001
@@ -52,7 +52,7 @@ def parse_mean_budget(text: str) -> MeanBudget:
         amount = math.nan
     if found is None or not math.isfinite(amount) or amount <= 0:
         raise ConfigError(f"a mean budget is a number such as 6, 40e6macs or 200000bytes; got {text!r}")
-    unit = found[2] or "fixations"
+    unit = "fixations" if found[2] in ("", "looks") else found[2]
     if unit not in UNITS:
         raise ConfigError(f"unknown unit {unit!r} of a mean budget{nearest_name(unit, UNITS)}")
     return MeanBudget(amount, unit)

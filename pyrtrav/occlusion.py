@@ -6,8 +6,6 @@ image, so every look that shows it has noise there, in its own pixels. Where was
 are read again, from tiles that the cache still holds: none is decoded twice unless the looks outgrew it.
 """
 
-import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrtrav.errors import ConfigError
-from pyrtrav.geometry import Region
 from pyrtrav.methods.base import Model
 from pyrtrav.sampling import Image
-from pyrtrav.selection import Ints
+from pyrtrav.selection import Floats, Ints
 from pyrtrav.trace import Trace
 
 ENCODE_BATCH = 256
@@ -59,13 +56,15 @@ def sensitivities(
     """
     if squares < 1:
         raise ConfigError(f"a look is divided into at least 1 square along each side, not {squares}")
+    check_coverable(model)
     patches = model.patches([image], trace)
+    if model.believe(trace, depth).shape[1] < 2:
+        raise ConfigError("a model of a single class is always right: noise changes nothing")
     whole = _log_odds(model, trace, depth, label)
     generator = torch.Generator().manual_seed(seed)
     found = np.zeros((len(trace.image), squares, squares))
-    regions = [Region(*row) for row in trace.region.tolist()]
-    for fixation, region in enumerate(regions):
-        covers = list(_covers(region, regions, squares, patches.shape[-1]))
+    for fixation in range(len(found)):
+        covers = _covers(trace.region, fixation, squares, patches.shape[-1])
         vectors = _encode(model, patches, trace.depth, covers, generator)
         for square in range(squares**2):
             own = [i for i, cover in enumerate(covers) if cover.square == square]
@@ -76,27 +75,42 @@ def sensitivities(
     return found
 
 
-def _covers(region: Region, looks: list[Region], squares: int, size: int) -> Iterator[_Cover]:
-    """What of each look shows each square of a region, looks that show none of its pixels' centres left out."""
-    side = region.width / squares
-    for square in range(squares**2):
-        left, top = region.x + square % squares * side, region.y + square // squares * side
-        for fixation, look in enumerate(looks):
-            columns = covered(look.x, look.width, size, left, left + side)
-            rows = covered(look.y, look.height, size, top, top + side)
-            if columns.start < columns.stop and rows.start < rows.stop:
-                yield _Cover(square, fixation, rows, columns)
+def check_coverable(model: Model) -> None:
+    """Raise ConfigError where a model has no patches to cover."""
+    if not model.has_patches:
+        raise ConfigError("this model takes in the whole image at once, and has no looks that noise could cover")
 
 
-def covered(start: float, length: float, size: int, first: float, last: float) -> slice:
-    """Return the pixels, ``size`` along a look, whose centres lie in ``first <= centre < last`` (level-0 pixels)."""
-    pixel = length / size
+def _covers(region: Floats, fixation: int, squares: int, size: int) -> list[_Cover]:
+    """What of each look shows each square of one of them, looks that show none of its pixels' centres left out."""
+    left, top, side, _ = region[fixation].tolist()
+    edges = np.arange(squares + 1) * (side / squares)
+    columns = pixels_before(region[:, 0], region[:, 2], size, left + edges)
+    rows = pixels_before(region[:, 1], region[:, 3], size, top + edges)
+    shows = (np.diff(rows) > 0)[:, :, None] & (np.diff(columns) > 0)[:, None, :]
+    return [
+        _Cover(
+            row * squares + column,
+            look,
+            slice(int(rows[look, row]), int(rows[look, row + 1])),
+            slice(int(columns[look, column]), int(columns[look, column + 1])),
+        )
+        for row, column, look in np.argwhere(shows.transpose(1, 2, 0)).tolist()
+    ]
 
-    def until(place: float) -> int:
-        # What rounding alone adds is nothing.
-        return min(max(math.ceil((place - start) / pixel - 0.5 - 1e-9), 0), size)
 
-    return slice(until(first), until(last))
+def pixels_before(start: Floats, length: Floats, size: int, places: Floats) -> Ints:
+    """Return how many of a look's pixels, ``size`` along it, have their centres before each place.
+
+    Args:
+        start: (look,) of each look, in level-0 pixels.
+        length: (look,)
+        places: (place,) in level-0 pixels.
+    """
+    pixel = length[:, None] / size
+    # What rounding alone adds is nothing.
+    count = np.ceil((places - start[:, None]) / pixel - 0.5 - 1e-9)
+    return count.clip(0, size).astype(np.int64)
 
 
 def _encode(model: Model, patches: Tensor, depth: Ints, covers: list[_Cover], generator: torch.Generator) -> Tensor:

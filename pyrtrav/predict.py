@@ -18,7 +18,7 @@ from pyrtrav.geometry import root_region
 from pyrtrav.ledger import DepthCost, cost_of, costs_by_depth, count_prefix, pixel_rule
 from pyrtrav.methods import find_method
 from pyrtrav.model_file import LoadedModel, ModelCard, load_model
-from pyrtrav.occlusion import sensitivities
+from pyrtrav.occlusion import check_coverable, sensitivities
 from pyrtrav.pyramid import Pyramid, open_pyramid
 from pyrtrav.pyramid.base import forget_tiles
 from pyrtrav.pyramid.costs import check_glance
@@ -221,7 +221,8 @@ class Predictor:
     def goes_by_depth(self, settings: Settings) -> bool:
         """Whether images can leave after a depth: the rounds of a selection under a budget are no depths."""
         method = find_method(self.loaded.card.method)
-        in_rounds = settings.budget is not None and "select" in method.supports and "budget" in method.selects
+        # Methods that choose cells take a budget in rounds; of a chain it is the number of looks.
+        in_rounds = settings.budget is not None and "select" in method.supports and "threshold" in method.selects
         return "exit" in method.supports and not in_rounds
 
     def _check_supported(self, **asked: object) -> None:
@@ -339,6 +340,8 @@ class Predictor:
         Raises:
             PyramidError: the image cannot be opened or read.
         """
+        if squares:
+            check_coverable(self.model)
         asked = Asked(settings or self.settings(), contributions=True, squares=squares)
         outcome, _ = self._predict([Input(os.fspath(path), mpp)], asked)[0]
         if outcome.tree is None:

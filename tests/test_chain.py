@@ -81,7 +81,9 @@ def blocks() -> Pyramid:
 def test_what_is_a_chain(plain: Pyramid) -> None:
     tree = chain(plain, APART)
     assert is_chain(tree)
-    assert is_chain(replace(tree, nodes=tree.nodes[:1]))
+    one = replace(tree, nodes=tree.nodes[:1])
+    for method in ("mgnet", "topdown"):
+        assert is_chain(replace(one, record={**one.record, "model": {"method": method}})) is (method == "mgnet")
     tiles = [look(i, 1, Region(500 * i, 0, 500, 500)) for i in range(2)]
     assert not is_chain(as_tree(plain, tiles))
     assert not is_chain(as_tree(plain, tiles[:1]))

@@ -18,12 +18,13 @@ from pyrtrav.model_file import load_model, save_model
 from pyrtrav.predict import Input, Predictor
 from pyrtrav.selection import Settings
 from pyrtrav.training.data import Example, load_dataset
-from pyrtrav.training.early_exit import exit_table, share_left, sweep
+from pyrtrav.training.early_exit import exit_table, share_left, sweep, trained_exits
 from pyrtrav.training.held_out import load_held_out
 from pyrtrav.training.report import evaluate_model
 from pyrtrav.training.runs import COSTS, Run, run_over
 from pyrtrav.training.setup import plan_training
 from pyrtrav.training.trainer import Trainer
+from pyrtrav.training.vector_cache import VectorCache
 from pyrtrav.tree import EVALUATION_SCHEMA, check
 from tests.program import Done, run_program
 from tests.samples import TISSUE
@@ -47,6 +48,17 @@ def tissue(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(3):
             shutil.copy(TISSUE / "val" / label / f"{i:03}.tif", root / label)
     return root
+
+
+def test_vectors_that_training_remembers_cost_what_they_would() -> None:
+    predictor = predictor_of("topdown")
+    model, card, device = predictor.model, predictor.card, predictor.device
+    wanted = trained_exits(model, card, EXAMPLES, device)
+    model.encoder.requires_grad_(False)
+    model.traversal.memory = memory = VectorCache(model.encoder)  # type: ignore[union-attr]
+    run_over(predictor, EXAMPLES, predictor.settings())
+    assert trained_exits(model, card, EXAMPLES, device)["costs"] == wanted["costs"]
+    assert model.traversal.memory is memory  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("method", METHODS)

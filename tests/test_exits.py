@@ -34,7 +34,11 @@ from pyrtrav.selection import NEVER, Settings
 from pyrtrav.tree import RESULT_SCHEMA, TREE_SCHEMA, check
 from tests.samples import IMAGES, TISSUE, compared
 
-METHODS: dict[str, dict[str, Any]] = {"topdown": {"max_depth": 3, "multi_level": True}, "mgnet": {"glimpses": 4}}
+METHODS: dict[str, dict[str, Any]] = {
+    "topdown": {"max_depth": 3, "multi_level": True},
+    "mgnet": {"glimpses": 4},
+    "gfnet": {"looks": 4, "hidden": 8, "policy_hidden": 8, "halvings": 2},
+}
 
 
 def predictor_of(method: str, **card: Any) -> Predictor:

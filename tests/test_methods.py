@@ -147,6 +147,27 @@ def test_nothing_is_believed_of_an_image_that_failed(method: str, tmp_path: Path
         assert not model.believe(model.look([bad], Settings("all", depth=4)), 4).any()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_where_no_image_can_be_read_nothing_is_believed(method: str, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.tif"
+    shutil.copy(TISSUE / "val" / "lesion" / "003.tif", path)
+    with tifffile.TiffFile(path) as file, open(path, "r+b") as copy:
+        for page in [level.keyframe for level in file.series[0].levels]:
+            for start, length in zip(page.dataoffsets, page.databytecounts, strict=True):
+                copy.seek(start)
+                copy.write(bytes(length))
+    torch.manual_seed(0)
+    card = ModelCard(method, EncoderSpec("residual", {"base_resolution": 64, "widths": [4, 8]}), {}, ("a", "b"), 3)
+    model = build_model(card).eval()
+    with open_pyramid(path, channels=3) as bad:
+        trace = model.look([bad, bad], Settings("all", depth=1))
+        assert trace.errors != [None, None]
+        assert not model.believe(trace, 1).any()
+        assert len(model.macs(trace.until(0))) == 2
+        for stage in METHODS[method].stages(METHODS[method].Config()):
+            stage.objective(model, [bad, bad], torch.tensor([0, 1]), torch.Generator().manual_seed(0))
+
+
 def test_reading_is_timed_apart_from_encoding(predictor: Predictor) -> None:
     path = TISSUE / "val" / "lesion" / "003.tif"
     predictor.predict([path])  # what is made ready once is no part of it

@@ -14,7 +14,7 @@ from pyrtrav.errors import ConfigError
 from pyrtrav.explain.panel import Sizes
 from pyrtrav.methods import METHODS
 from pyrtrav.methods.topdown import TopDown, TopDownConfig
-from pyrtrav.occlusion import covered, sensitivities
+from pyrtrav.occlusion import pixels_before, sensitivities
 from pyrtrav.pyramid import open_pyramid
 from pyrtrav.selection import Settings
 from pyrtrav.tree import ParseTree
@@ -41,7 +41,8 @@ def test_a_pixel_is_covered_where_its_centre_is(
     pixel = length / size
     centres = start + (np.arange(size) + 0.5) * pixel
     found = np.zeros(size, np.bool_)
-    found[covered(start, length, size, first, first + side)] = True
+    edges = pixels_before(np.array([start]), np.array([length]), size, np.array([first, first + side]))
+    found[edges[0, 0] : edges[0, 1]] = True
     sure = np.minimum(abs(centres - first), abs(centres - first - side)) > 1e-6 * pixel + 1e-6
     assert (found == ((centres >= first) & (centres < first + side)))[sure].all()
 
@@ -98,7 +99,7 @@ def test_nothing_is_decoded_again_whatever_looked(method: str) -> None:
         trace = model.look([image], settings)
         decoded = image.cost.tiles_decoded
         if method == "fcn":
-            with pytest.raises(ConfigError, match="no patches"):
+            with pytest.raises(ConfigError, match="takes in the whole image"):
                 sensitivities(model, image, trace, 0, 0)
             return
         vectors = model.encode_looks(model.patches([image], trace), trace.depth)
@@ -118,6 +119,14 @@ def test_no_squares_are_refused() -> None:
     trace = model.look([image], Settings("all", depth=0))
     with pytest.raises(ConfigError, match="at least 1"):
         sensitivities(model, image, trace, 0, 0, squares=0)
+
+
+def test_a_single_class_has_nothing_to_lose() -> None:
+    torch.manual_seed(0)
+    model, image = TopDown(TopDownConfig(max_depth=1), SmallEncoder(), 1).eval(), random_image(0)
+    trace = model.look([image], Settings("all", depth=0))
+    with pytest.raises(ConfigError, match="single class"):
+        sensitivities(model, image, trace, 0, 0)
 
 
 def test_the_command_draws_it_and_draws_it_again_from_the_tree(
@@ -168,3 +177,8 @@ def test_an_encoder_is_drawn_without_an_image(
     done = run_program(capsys, monkeypatch, "explain", TISSUE, "--encoder", tmp_path / "f.png")
     assert done.code == 2
     assert "--encoder is of a model alone" in " ".join(done.err.replace("│", " ").split())
+    for words in (["--overlay", tmp_path / "o.png"], ["--stop-at", "0.9"], ["--json"], ["--depth", "1"]):
+        done = run_program(capsys, monkeypatch, "explain", "--encoder", tmp_path / "f.png", *words)
+        assert done.code == 2, words
+        assert words[0].lstrip("-") in done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.png"]

@@ -36,7 +36,7 @@ def portrait(encoder: Encoder, *, seed: int = 0) -> Portrait:
     """
     seen = _seen(encoder, torch.Generator().manual_seed(seed))
     if isinstance(encoder, MultiresEncoder):
-        return Portrait(seen, encoder.mixing_table().detach(), encoder.outputs)
+        return Portrait(seen, encoder.mixing_table().detach().cpu(), encoder.outputs)
     return Portrait(seen, None, ())
 
 

@@ -7,12 +7,17 @@ from typing import Any
 from pyrtrav.geometry import covers
 from pyrtrav.tree import Node, ParseTree
 
+METHODS = ("mgnet", "gfnet")
+"""Methods of which a single look, too, is the first glimpse of a chain."""
+
 MOST_NUMBERED = 50
 """Glimpses of a chain that overlay and strip number; the later ones of a longer chain are outlines alone."""
 
 
 def is_chain(tree: ParseTree) -> bool:
     """Whether the first look covers the image, and each has no cells and no parent but the one before it."""
+    if len(tree.nodes) == 1 and tree.record["model"]["method"] not in METHODS:
+        return False
     return covers(tree.nodes[0].region, tree.bounds) and all(
         not node.cells and node.parents == tuple(range(node.id))[-1:] for node in tree.nodes
     )

@@ -48,9 +48,10 @@ def _figure(
 ) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.5 if mixing is not None else 5.6, 5.4), layout="constrained")
+    widths = [5.6] if mixing is None else [5.6, max(4.9, 0.5 * len(mixing))]
+    figure = Figure(figsize=(sum(widths), 5.4), layout="constrained")
     figure.suptitle(title, fontsize=12)
-    axes = figure.subplots(1, 1 if mixing is None else 2, squeeze=False)[0]
+    axes = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     _draw_seen(figure, axes[0], seen)
     if mixing is not None:
         _draw_mixing(figure, axes[1], mixing, outputs)

@@ -109,6 +109,9 @@ class Model(nn.Module):
         """
         return [None] * len(trace.fixations_of(image))
 
+    has_patches: bool = True
+    """Whether what it looks at are patches of one size, which can be read again."""
+
     grid_cells: int = 0
     """Cells along one side of a fixation's grid; 0 where a method has none."""
 

@@ -26,7 +26,7 @@ from pyrtrav.colours import Palette
 from pyrtrav.config import check_range
 from pyrtrav.encoders.base import Encoder, count_macs
 from pyrtrav.encoders.paper import FullyConnectedHead
-from pyrtrav.errors import ConfigError, PyramidError
+from pyrtrav.errors import PyramidError
 from pyrtrav.geometry import Region, halvings
 from pyrtrav.methods.base import Method, Model, Stage
 from pyrtrav.methods.cross_entropy import CrossEntropy
@@ -62,6 +62,8 @@ class Span(NamedTuple):
 class Fcn(Model):
     """An encoder over the whole image, pooled, and a head of two hidden layers."""
 
+    has_patches = False
+
     max_depth = 0
 
     def __init__(self, config: FcnConfig, encoder: Encoder, classes: int) -> None:
@@ -94,9 +96,6 @@ class Fcn(Model):
         vector = torch.stack(vectors) if vectors else torch.zeros(0, self.encoder.vector_size, device=device)
         trace.add_fixations(seen, zeros, 0, zeros, zeros, region, vector)
         return trace
-
-    def patches(self, images: Sequence[Image], trace: Trace) -> Float[Tensor, "fixation channels size size"]:
-        raise ConfigError("method 'fcn' takes in the whole image, of any size, and has no patches to cover")
 
     def _whole(self, image: Image, root: Region, seconds: dict[str, float]) -> Tensor:
         """Mean of the features over the image, block by block."""

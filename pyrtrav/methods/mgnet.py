@@ -166,11 +166,11 @@ class Mgnet(Model):
             vector, read = self._encode(trace, sampler, image, region, settings.encode_batch)
             image, rows = image[read], torch.from_numpy(read).to(device)
             position, seen = position[rows], [earlier[rows] for earlier in seen]
-            if not len(image):
-                break
             here = region[rows].detach().double().cpu().numpy()
             zeros = np.zeros(len(image), np.int64)
             trace.add_fixations(image, zeros + step, step, zeros, zeros, here, vector)
+            if not len(image):
+                break
             seen.append(torch.cat([vector, position.detach()], dim=1))
             trace.bytes_read.append(bytes_read(images))
             self.let_leave(trace, step, settings, depths)

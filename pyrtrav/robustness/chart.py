@@ -1,7 +1,4 @@
-"""The picture of a robustness report: accuracy by corruption and severity, and under attack.
-
-Drawn from the report alone, by matplotlib without its global state.
-"""
+"""The picture of a robustness report, from it alone: accuracy by corruption and severity, and under attack."""
 
 from __future__ import annotations
 
@@ -11,24 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrtrav.explain.charting import FAINT, INK
-from pyrtrav.files import written_whole
+from pyrtrav.explain.charting import FAINT, INK, save_chart, style
 from pyrtrav.training.charts import BY_BUDGET, BY_DEPTH, legible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_DPI = 150
-
 
 def save_robustness(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draw a table of accuracies in shades, and the accuracy under attack against eps."""
-    # Takes a second to import, and only who draws needs it.
-    from matplotlib import style
     from matplotlib.figure import Figure
 
-    own = {"font.size": 11, "text.parse_math": False, "text.color": INK, "axes.labelcolor": INK}
-    with style.context(["default", own]):
+    with style():
         parts = [name for name in ("corruptions", "attack") if report[name] is not None]
         figure = Figure(figsize=(6.5 * len(parts), 7 if "corruptions" in parts else 4.5), layout="constrained")
         model, data = report["model"], report["data"]
@@ -39,8 +30,7 @@ def save_robustness(report: Mapping[str, Any], path: str | os.PathLike[str]) -> 
         )
         for name, axes in zip(parts, figure.subplots(1, len(parts), squeeze=False)[0], strict=True):
             (_corruptions if name == "corruptions" else _attack)(axes, report)
-        with written_whole(path) as beside:
-            figure.savefig(beside, format="png", dpi=_DPI, metadata={"Title": "Robustness"})
+        save_chart(figure, path, "Robustness")
 
 
 def _corruptions(axes: Axes, report: Mapping[str, Any]) -> None:

@@ -47,6 +47,8 @@ def _attack(name: str, eps: str | None, step: float | None, steps: str | None) -
         counts = given.steps if steps is None else tuple(sorted({int(part) for part in steps.split(",")}))
     except ValueError as error:
         raise ConfigError(f"--eps is numbers such as 1,2,4 and --steps whole ones; {error}") from error
+    if name != "pgd-paper" and any(level % 1 for level in levels):
+        raise ConfigError(f"--eps of {name} is in whole 255ths: what is judged is an image of bytes; got {eps}")
     if name == "fgsm" and steps is None:
         counts = (1,)
     return Attack(name, levels, given.step if step is None else step, counts)

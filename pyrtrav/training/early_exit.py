@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,24 @@ def trained_exits(model: Model, card: ModelCard, examples: Sequence[Example], de
     if not possible or not examples:
         return {}
     kept = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), MOST_IMAGES)).round().astype(int))
-    table = exit_table(run_over(predictor, [examples[i] for i in kept.tolist()], settings))
+    with _nothing_remembered(model):
+        table = exit_table(run_over(predictor, [examples[i] for i in kept.tolist()], settings))
     return table.to_plain() if table is not None else {}
+
+
+@contextmanager
+def _nothing_remembered(model: Model) -> Iterator[None]:
+    """Vectors that training remembers would cost no bytes."""
+    traversal = getattr(model, "traversal", None)
+    memory = getattr(traversal, "memory", None)
+    if memory is None:
+        yield
+        return
+    traversal.memory = None
+    try:
+        yield
+    finally:
+        traversal.memory = memory
 
 
 def check_save(predictor: Predictor, settings: Settings, path: str | os.PathLike[str]) -> None:
@@ -97,10 +114,13 @@ def check_save(predictor: Predictor, settings: Settings, path: str | os.PathLike
         )
     if settings.stop_at is not None:
         raise ConfigError(f"{path}: a table of held-out exits is made from a run in which no image leaves early")
-    if Path(path).exists():
-        raise ConfigError(f"{path}: exists already; name a new file for the copy of the model")
-    if not Path(path).absolute().parent.is_dir():
-        raise ConfigError(f"{path}: its folder does not exist; make it first")
+    try:
+        if Path(path).exists():
+            raise ConfigError(f"{path}: exists already; name a new file for the copy of the model")
+        if not Path(path).absolute().parent.is_dir():
+            raise ConfigError(f"{path}: its folder does not exist; make it first")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def save_with_exits(predictor: Predictor, run: Run, path: str | os.PathLike[str]) -> None:

@@ -29,7 +29,8 @@ Differs from the paper:
 5. The entropy bonus of (8) is left out: of a Gaussian of fixed deviation it has no gradient.
 6. One optimiser and schedule for all parts and stages (AdamW), with an `lr` for each stage where wanted; no SGD.
 7. `passes` above 1 takes several steps over a batch's looks, as PPO is known for. The authors take one: then the ratio
-   is 1 and never clipped. Returns are normalised over the batch, as their code does.
+   is 1 and never clipped. Returns are normalised over the images that are seen at once, as their
+   code does: with `accumulate` these are fewer, and of a single image two looks teach nothing. Leave it at 1 here.
 8. The cascade has a classifier for the glance too, also where the authors use the global encoder's own. The glance's
    encoder is trained in all stages but the policy's.
 9. Which weights a stage keeps is `keep` of training (`accuracy` for the authors' choice).

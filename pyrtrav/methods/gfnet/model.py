@@ -88,7 +88,7 @@ class Gfnet(Model):
             trace.bytes_read.append(bytes_read(images))
             self.let_leave(trace, step, settings, depths)
             stay = np.flatnonzero(trace.left[image] < 0)
-            if step == last or not len(stay):
+            if step == last or (settings.stop_at is not None and not len(stay)):
                 break
             staying = torch.from_numpy(stay).to(device)
             image, rollout, rows = image[stay], rollout.only(staying), rows[staying]
