@@ -25,8 +25,9 @@ UNITS = ("fixations", "macs", "bytes")
 MOST_IMAGES = 2000
 """Held-out images that a table keeps: a model file is to stay small."""
 
-DIGITS = 12
-"""Of a kept confidence. It is rounded down, so that the image itself leaves wherever its row says so."""
+DIGITS = 6
+"""Of what a kept confidence lacks to 1, at least: models are sure, and images tie in fewer. It is rounded down, so that
+the image itself leaves wherever its row says so."""
 
 _SWEPT = 1001
 """Values of q that are tried, from "all leave after the glance" to "none leaves early"."""
@@ -81,8 +82,9 @@ class ExitTable:
 
 
 def _rounded_down(confidence: Floats) -> Floats:
-    """Return the greatest numbers of ``DIGITS`` digits that are not above, as they are compared: in floating point."""
-    unit = 10**DIGITS
+    """Return the greatest numbers with so many digits that are not above, as they are compared: in floating point."""
+    lacking = np.clip(1 - confidence, 1e-9, 1.0)
+    unit = 10.0 ** (DIGITS + np.floor(-np.log10(lacking)))
     whole = np.floor(confidence * unit)
     whole += (whole + 1) / unit <= confidence
     whole -= whole / unit > confidence
