@@ -152,7 +152,7 @@ def test_a_model_file_is_all_that_is_needed(
         "topdown": {"max_depth": 1},
         "mil": {"depth": 1},
         "mgnet": {"glimpses": 4},
-        "gfnet": {"looks": 3},
+        "gfnet": {"looks": 4},
     }
     card = ModelCard(
         method,
@@ -160,7 +160,7 @@ def test_a_model_file_is_all_that_is_needed(
         options[method],
         ("a", "b"),
         3,
-        max_depth={"topdown": 1, "mgnet": 3, "gfnet": 2}.get(method, 0),
+        max_depth={"topdown": 1, "mgnet": 3, "gfnet": 3}.get(method, 0),
         selection={"select": "budget", "budget": 4} if method == "topdown" else {"select": "all"},
     )
     if method == "fcn":
