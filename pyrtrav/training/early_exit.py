@@ -89,16 +89,15 @@ def trained_exits(model: Model, card: ModelCard, examples: Sequence[Example], de
 @contextmanager
 def _nothing_remembered(model: Model) -> Iterator[None]:
     """Vectors that training remembers would cost no bytes."""
-    traversal = getattr(model, "traversal", None)
+    traversal: Any = getattr(model, "traversal", None)
     memory = getattr(traversal, "memory", None)
-    if memory is None:
-        yield
-        return
-    traversal.memory = None
+    if memory is not None:
+        traversal.memory = None
     try:
         yield
     finally:
-        traversal.memory = memory
+        if memory is not None:
+            traversal.memory = memory
 
 
 def check_save(predictor: Predictor, settings: Settings, path: str | os.PathLike[str]) -> None:
