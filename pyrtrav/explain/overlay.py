@@ -62,6 +62,12 @@ def save_overlay(
         save_png(draw_overlay(tree, pyramid, width=width, colour=colour), path, title)
 
 
+def overlay_frame(tree: ParseTree, width: int) -> Frame:
+    """Return where the image lies, its long side ``width`` canvas pixels; a small one is enlarged less far."""
+    longest = round(max(tree.bounds.width, tree.bounds.height))
+    return frame_of(tree.bounds, min(width, max(longest, LEAST_LONG_SIDE)), LEAST_SIDE)
+
+
 def scale_for(tree: ParseTree, colour: str) -> Scale | None:
     """Return the scale of a figure over the tree's regions; None where it tells none from another.
 
@@ -83,8 +89,7 @@ def scale_for(tree: ParseTree, colour: str) -> Scale | None:
 def _plan(tree: ParseTree, pyramid: Pyramid, width: int, colour: str | None) -> tuple[Drawing, Frame]:
     """What is drawn, and where the image lies on the canvas."""
     check_drawable(tree, pyramid, width)
-    longest = round(max(tree.bounds.width, tree.bounds.height))
-    frame = frame_of(tree.bounds, min(width, max(longest, LEAST_LONG_SIDE)), LEAST_SIDE)
+    frame = overlay_frame(tree, width)
     zoom = max(1.0, max(frame.canvas) / 1200)
     shown = colour_for(tree, colour)
     scale, figure = scale_for(tree, shown), figure_of(shown)

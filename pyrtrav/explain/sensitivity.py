@@ -12,9 +12,9 @@ from PIL import Image
 from pyrtrav.errors import ConfigError
 from pyrtrav.explain.colours import ScoreScale
 from pyrtrav.explain.drawing import Drawing, paint
-from pyrtrav.explain.frame import Frame, check_drawable, draw_thumbnail, frame_of
+from pyrtrav.explain.frame import Frame, check_drawable, draw_thumbnail
 from pyrtrav.explain.output import check_picture, is_pdf, save_png
-from pyrtrav.explain.overlay import LEAST_LONG_SIDE, LEAST_SIDE
+from pyrtrav.explain.overlay import overlay_frame
 from pyrtrav.explain.panel import NO_LEGEND, compose
 from pyrtrav.explain.vector import SHARPNESS, save_pdf
 from pyrtrav.pyramid.base import Pyramid
@@ -73,8 +73,7 @@ def _plan(tree: ParseTree, pyramid: Pyramid, width: int) -> tuple[Drawing, Frame
     check_drawable(tree, pyramid, width)
     if "occlusion" not in tree.record:
         raise ConfigError(f"{tree.record['image']}: its tree holds no occlusion; make it again with --occlusion")
-    longest = round(max(tree.bounds.width, tree.bounds.height))
-    frame = frame_of(tree.bounds, min(width, max(longest, LEAST_LONG_SIDE)), LEAST_SIDE)
+    frame = overlay_frame(tree, width)
     limit = ScoreScale.over(float(_values(tree, frame).max()))  # of what is seen
     scale = SensitivityScale(limit.limit, limit.step)
     return compose(tree, frame, NO_LEGEND, (), scale), frame, scale

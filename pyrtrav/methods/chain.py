@@ -1,6 +1,6 @@
 """Looks of which each follows from the one before: what methods without a grid make."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -24,6 +24,24 @@ def chains_by_length(trace: Trace, depth: int) -> Iterator[tuple[Ints, Ints]]:
     for count in np.unique(looks[looks > 0]).tolist():
         image = np.flatnonzero(looks == count)
         yield image, order[looks[trace.image[order]] == count].reshape(len(image), count)
+
+
+def chain_contributions(
+    trace: Trace, image: int, depth: int, log_probability: Callable[[Ints], float]
+) -> list[float | None]:
+    """Return what each look added: each after the first is left out by turns, the others lying where they lay.
+
+    Args:
+        depth: deeper looks say nothing.
+        log_probability: of the class, in nats, from some of the image's looks in their order.
+    """
+    every = trace.fixations_of(image)
+    own = every[trace.depth[every] <= depth]
+    whole = log_probability(own)
+    found: list[float | None] = [None] * len(every)
+    for left in range(1, len(own)):
+        found[left] = whole - log_probability(np.delete(own, left))
+    return found
 
 
 def chain_nodes(trace: Trace, image: int, base_resolution: int) -> tuple[Node, ...]:

@@ -39,7 +39,7 @@ from pyrtrav.encoders.base import Encoder, count_macs, init_xavier
 from pyrtrav.errors import ConfigError
 from pyrtrav.glimpses import GlimpseSampler
 from pyrtrav.methods.base import Method, Metrics, Model, Objective, Stage
-from pyrtrav.methods.chain import chain_nodes, chains, chains_by_length
+from pyrtrav.methods.chain import chain_contributions, chain_nodes, chains, chains_by_length
 from pyrtrav.policy_gradient import batch_mean, log_likelihood
 from pyrtrav.sampling import Image, Images, root_of
 from pyrtrav.selection import Ints, Settings
@@ -256,18 +256,12 @@ class Mgnet(Model):
 
     def contributions(self, trace: Trace, image: int, depth: int, label: int) -> list[float | None]:
         """Each glimpse after the first is left out of the attention by turns; where the others lie is held fixed."""
-        every = trace.fixations_of(image)
-        own = every[trace.depth[every] <= depth]
-        seen = self._seen(trace, own)
-        whole = self._log_probability(seen, label)
-        found: list[float | None] = [None] * len(every)
-        for left in range(1, len(own)):
-            others = torch.arange(len(own), device=seen.device) != left
-            found[left] = whole - self._log_probability(seen[others], label)
-        return found
 
-    def _log_probability(self, seen: Tensor, label: int) -> float:
-        return float(torch.log_softmax(self.classify(self.fusion(seen[None])).double(), dim=1)[0, label])
+        def log_probability(rows: Ints) -> float:
+            logits = self.classify(self.fusion(self._seen(trace, rows)[None]))
+            return float(torch.log_softmax(logits.double(), dim=1)[0, label])
+
+        return chain_contributions(trace, image, depth, log_probability)
 
     def macs(self, trace: Trace) -> list[int]:
         """Encoder, fusion of all glimpses so far, the linear layers; products of attention weights are not counted."""

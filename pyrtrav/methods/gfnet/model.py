@@ -1,7 +1,6 @@
 """The glance-and-focus model: two encoders, a classifier and a policy."""
 
 import copy
-import time
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrtrav.encoders.base import Encoder, Encoding, count_macs, init_xavier
 from pyrtrav.methods.base import Model
-from pyrtrav.methods.chain import chain_nodes, chains_by_length
+from pyrtrav.methods.chain import chain_contributions, chain_nodes, chains_by_length
 from pyrtrav.methods.gfnet.classifier import CascadedClassifier, Classifier, RecurrentClassifier
 from pyrtrav.methods.gfnet.config import GfnetConfig
 from pyrtrav.methods.gfnet.places import Places
@@ -126,11 +125,10 @@ class Gfnet(Model):
         vectors = [weight.new_zeros(0, encoder.vector_size)]
         maps = [weight.new_zeros(0, encoder.map_channels, *encoder.map_size)]
         for patches in read_ahead(sampler, trace, image, region, count, weight.dtype):
-            begun = time.perf_counter()
-            encoding: Encoding = encoder(patches)
+            with trace.timed("encode"):
+                encoding: Encoding = encoder(patches)
             vectors.append(encoding.vector)
             maps.append(encoding.map)
-            trace.seconds["encode"] += time.perf_counter() - begun
         read = np.flatnonzero(trace.alive[image])
         whole = Encoding(torch.cat(vectors), torch.cat(maps))
         if len(read) == len(image):
@@ -173,15 +171,12 @@ class Gfnet(Model):
 
     def contributions(self, trace: Trace, image: int, depth: int, label: int) -> list[float | None]:
         """Each look after the glance is skipped by turns; where the others lie is held fixed."""
-        own = trace.fixations_of(image)
-        found: list[float | None] = [None]
-        whole = self._log_probability(trace, own, label)
-        found += [whole - self._log_probability(trace, np.delete(own, left), label) for left in range(1, len(own))]
-        return found
 
-    def _log_probability(self, trace: Trace, rows: Ints, label: int) -> float:
-        logits = self.classify(self.seen(trace, rows[None]))[0, -1]
-        return float(torch.log_softmax(logits.double(), dim=0)[label])
+        def log_probability(rows: Ints) -> float:
+            logits = self.classify(self.seen(trace, rows[None]))[0, -1]
+            return float(torch.log_softmax(logits.double(), dim=0)[label])
+
+        return chain_contributions(trace, image, depth, log_probability)
 
     def macs(self, trace: Trace) -> list[int]:
         """Encoders, the classifier after each look, and the policy between looks.
