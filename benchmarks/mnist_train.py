@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.mnist_images import Digits, Variant
+from pyrtrav.allocator import keep_freed_memory
 from pyrtrav.encoders import build_encoder
 from pyrtrav.encoders.base import count_macs
 from pyrtrav.encoders.paper import Baseline
@@ -113,6 +114,7 @@ class Run:
         Args:
             parent: weights to start from.
         """
+        keep_freed_memory()
         objectives = [self.rule] if self.rule is not None else []
         path, identity = self.folder / f"{self.job.name}.checkpoint.safetensors", repr((self.job, self.schedule))
         checkpoint = Checkpoint(path, identity, self.model, self.optimizer, objectives)

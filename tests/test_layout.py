@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "pyrtrav"
 
 FLOORS = [
-    ["errors", "geometry", "cost", "files", "config", "lock", "stopping", "tables", "tree"],
+    ["allocator", "errors", "geometry", "cost", "files", "config", "lock", "stopping", "tables", "tree"],
     ["pyramid"],
     ["explain", "explanation", "formats", "doctor"],
     ["ranks", "selection", "exits", "trace", "colours", "tensor_image", "sampling", "glimpses", "tiling"],

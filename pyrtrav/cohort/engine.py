@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from pyrtrav.cohort.allocator import keep_memory_flat
+from pyrtrav.allocator import keep_memory_flat
 from pyrtrav.errors import ConfigError, PyrtravError
 from pyrtrav.predict import Input, Outcome, Predictor
 from pyrtrav.pyramid.isolated import close_readers

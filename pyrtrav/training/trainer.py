@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from pyrtrav import ranks
+from pyrtrav.allocator import keep_freed_memory
 from pyrtrav.config import make_config
 from pyrtrav.encoders.running import Running
 from pyrtrav.files import make_folder, remove_torn
@@ -119,6 +120,7 @@ class Trainer:
             ConfigError: the folder holds another run, or nothing to resume; or the loss runs away.
             DatasetError: more than 5 % of the images cannot be read (or any, with ``strict``).
         """
+        keep_freed_memory()
         self._begin(resume)
         with contextlib.ExitStack() as stack:
             self._listeners = self._listen(stack)
