@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from pyrtrav.encoders.base import Encoder
@@ -22,6 +23,8 @@ class ToyBackbone(Encoder):
             depth = filters
         del layers[-2]  # no pooling after the last
         self.layers = nn.Sequential(*layers)
+        # None has fewer filters than NARROWEST_CHANNELS_LAST.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, images: Tensor) -> Tensor:
         features: Tensor = self.layers(images)
