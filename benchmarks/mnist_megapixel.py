@@ -67,13 +67,13 @@ def _lines(random: np.random.Generator) -> Pixels:
     return pattern
 
 
-def write_pyramid(path: Path, pixels: Pixels) -> None:
-    """Write a tiled TIFF with levels of half the size down to 256 px."""
+def write_pyramid(path: Path, pixels: Pixels, tile: int = 256) -> None:
+    """Write a tiled TIFF with levels of half the size down to that of a tile."""
     with written_whole(path) as beside, tifffile.TiffWriter(beside) as tif:
         level, reduced = pixels, 0
         while True:
-            tif.write(level, tile=(256, 256), compression="zlib", photometric="minisblack", subfiletype=reduced)
-            if min(level.shape) // 2 < 256:
+            tif.write(level, tile=(tile, tile), compression="zlib", photometric="minisblack", subfiletype=reduced)
+            if min(level.shape) // 2 < tile:
                 return
             height, width = level.shape[0] // 2 * 2, level.shape[1] // 2 * 2
             blocks = level[:height, :width].reshape(height // 2, 2, width // 2, 2).astype(np.uint16)
