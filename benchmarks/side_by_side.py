@@ -30,11 +30,13 @@ from rich.progress import track
 from benchmarks.mnist_images import DIGIT, TRAINING, data_folder, read_idx
 from benchmarks.mnist_jobs import read_results
 from benchmarks.mnist_megapixel import write_pyramid
+from benchmarks.scenes import read_results as scenes_results
 from benchmarks.side_by_side_report import draw_chart, markdown
 from pyrtrav.files import append_line, make_folder, written_whole
 from pyrtrav.predict import Predictor
 from pyrtrav.pyramid.base import shared_cache
-from pyrtrav.training.data import load_dataset
+from pyrtrav.selection import Settings
+from pyrtrav.training.data import Dataset, load_dataset
 from pyrtrav.training.setup import plan_training
 from pyrtrav.training.trainer import Trainer
 
@@ -79,6 +81,13 @@ def digits(asked: argparse.Namespace) -> Path:
             table.writerow((f"{number:05d}.tif", int(labels[number]), "train" if number < TRAINING else "val"))
     return folder
 
+
+WAYS: dict[str, dict[str, str | None]] = {
+    "topdown": {"learned": None},
+    "mgnet": {"learned": None},
+    "gfnet": {"learned": None, "random": "random", "centre": "centre"},
+}
+"""Where to look, for accuracy and cost at every depth: the stored selection, or places that nobody learned."""
 
 TASKS = {
     "samples": Task(
@@ -146,29 +155,17 @@ def measure(job: str, task: Task, arm: str, seed: int, asked: argparse.Namespace
         trainer = Trainer(dataset, card, training, folder, seed=seed)
         trainer.run(resume=(folder / "checkpoint.safetensors").exists())
     predictor = Predictor(folder / "model.safetensors")
-    rows = []
-    for example in dataset.split("val"):
-        shared_cache().clear()
-        (outcome,) = predictor.predict([example.path])
-        if outcome.error is not None:
-            raise outcome.error
-        cost = outcome.record["cost"]
-        rows.append(
-            {
-                "right": float(outcome.record["prediction"]["label"] == dataset.classes[example.label]),
-                **{name: cost[name] for name in ("fixations", "macs", "pixels_decoded", "bytes_read")},
-                "seconds": cost["seconds"]["total"],
-            }
-        )
-    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    predictor.predict([dataset.split("val")[0].path])  # what is loaded once is not an image's
+    means = judge(predictor, dataset, predictor.settings())
+    curves = {way: curve(predictor, dataset, select) for way, select in WAYS.get(method, {}).items()}
     return {
         "name": job,
         "task": job.split("-")[0],
         "arm": arm,
         "seed": seed,
-        "images": len(rows),
-        "accuracy": means.pop("right"),
+        "images": len(dataset.split("val")),
         **means,
+        "curves": curves,
         "settings": settings,
         "training_seconds": predictor.card.training["seconds"],
         "command": shlex.join(["python", "-m", "benchmarks.side_by_side", *sys.argv[1:]]),
@@ -177,10 +174,35 @@ def measure(job: str, task: Task, arm: str, seed: int, asked: argparse.Namespace
     }
 
 
+def judge(predictor: Predictor, dataset: Dataset, settings: Settings) -> dict[str, float]:
+    """Look at each validation image with nothing in the cache; returns means."""
+    rows = []
+    for example in dataset.split("val"):
+        shared_cache().clear()
+        (outcome,) = predictor.predict([example.path], settings)
+        if outcome.error is not None:
+            raise outcome.error
+        cost = outcome.record["cost"]
+        rows.append(
+            {
+                "accuracy": float(outcome.record["prediction"]["label"] == dataset.classes[example.label]),
+                **{name: cost[name] for name in ("fixations", "macs", "pixels_decoded", "bytes_read")},
+                "seconds": cost["seconds"]["total"],
+            }
+        )
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def curve(predictor: Predictor, dataset: Dataset, select: str | None) -> list[dict[str, float]]:
+    """Return what is right and what it costs when a run stops after each depth."""
+    depths = range(predictor.card.max_depth + 1)
+    return [judge(predictor, dataset, predictor.settings(depth=depth, select=select)) for depth in depths]
+
+
 def report(asked: argparse.Namespace) -> None:
     """Write the table and the figure."""
     rows = read_results(asked.out / "results.jsonl")
-    scenes = read_results(asked.scenes / "results.jsonl") if asked.scenes else []
+    scenes = scenes_results(asked.scenes) if asked.scenes else []
     with written_whole(asked.markdown) as beside:
         beside.write_text(markdown(rows, scenes), encoding="utf-8")
     draw_chart(rows, scenes, asked.markdown.with_suffix(".png"))

@@ -8,6 +8,7 @@ from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from pyrtrav.explain.charting import save_chart, style
 
@@ -16,8 +17,7 @@ Row = dict[str, Any]
 TITLES = {
     "samples": "Tissue samples",
     "digits": "A digit in 224 px",
-    "scenes (labels)": "Street scenes, labels",
-    "scenes (hints)": "Street scenes, hints",
+    "scenes": "Street scenes",
 }
 FIELDS = ("accuracy", "fixations", "macs", "pixels_decoded", "bytes_read", "seconds")
 
@@ -34,7 +34,8 @@ def gather(rows: Iterable[Row], scenes: Iterable[Row]) -> dict[str, dict[str, Ro
         own = {name: mean(row[name] for row in found) for name in FIELDS if name in found[0]}
         seconds = record["training"]["seconds"]
         row = {**own, "images": len(found), "training_seconds": seconds, "date": record["date"]}
-        runs.setdefault(f"scenes ({record['track']})", {}).setdefault(record["arm"], []).append(row)
+        arm = record["arm"] + (" with hints" if record["track"] == "hints" else "")
+        runs.setdefault("scenes", {}).setdefault(arm, []).append(row)
     return {task: {arm: _merged(own) for arm, own in arms.items()} for task, arms in runs.items()}
 
 
@@ -42,14 +43,18 @@ def _merged(runs: Sequence[Row]) -> Row:
     images = sum(run["images"] for run in runs)
     fields = [name for name in (*FIELDS, "training_seconds") if all(run.get(name) is not None for run in runs)]
     means = {name: sum(run[name] * run["images"] for run in runs) / images for name in fields}
-    return {**means, "images": images, "runs": len(runs)}
+    return {**means, "images": images, "curves": runs[0].get("curves", {})}
 
 
 def markdown(rows: Sequence[Row], scenes: Sequence[Row]) -> str:
     """Return the page."""
     gathered = gather(rows, scenes)
     lines = ["# The methods side by side", "", _introduction(rows, scenes), ""]
-    lines += ["![Accuracy against multiply-accumulates, a panel for each task.](methods_compared.png)", ""]
+    lines += [
+        "![Accuracy against computing, a panel for each task; lines are runs that stop earlier, dashed at random "
+        "places, dotted at the centre.](methods_compared.png)",
+        "",
+    ]
     header = (
         "| task | method | images | accuracy | looks | MMAC | Mpx decoded | kB read | ms an image | training, min |"
     )
@@ -58,11 +63,27 @@ def markdown(rows: Sequence[Row], scenes: Sequence[Row]) -> str:
         for arm, row in arms.items():
             lines.append(f"| {TITLES[task]} | {arm} | {row['images']} | {_cells(row)} |")
     if rows:
+        lines += ["", "## Accuracy and cost after each look", "", *_curves(gathered)]
         lines += ["", "## Settings", ""]
         lines += [
             f"- {row['name']}: `{' '.join(row['settings'])}`; {row['machine']}; {row['date'][:10]}" for row in rows
         ]
     return "\n".join(lines) + "\n"
+
+
+def _curves(gathered: dict[str, dict[str, Row]]) -> list[str]:
+    """A run that stops after each depth, the glance first: accuracy (looks, MMAC)."""
+    lines = []
+    for task, arms in gathered.items():
+        for arm, row in arms.items():
+            for way, points in row["curves"].items():
+                shown = (f"{p['accuracy']:.3f} ({p['fixations']:.1f}, {p['macs'] / 1e6:,.1f})" for p in points)
+                lines.append(f"| {TITLES[task]} | {arm} | {way} | {', '.join(shown)} |")
+    header = [
+        "| task | method | places | accuracy (looks, MMAC) of a run that stops after depth 0, 1, ... |",
+        "|---" * 4 + "|",
+    ]
+    return [*header, *lines]
 
 
 def _introduction(rows: Sequence[Row], scenes: Sequence[Row]) -> str:
@@ -72,8 +93,9 @@ def _introduction(rows: Sequence[Row], scenes: Sequence[Row]) -> str:
         + "; ".join(f"`{command}`" for command in commands)
         + (", and from the street scenes' own runs ([scenes.md](scenes.md))." if scenes else ".")
         + " In a task all arms have the same encoder and augmentation, and on tissue and digits the same number of "
-        "epochs; each image is looked at by itself, with nothing in the cache. `fcn-N` sees the whole image at N pixels, "
-        "`mil` every tile of the finest level. Minutes of training are those of a machine that did other work beside."
+        "epochs; each image is looked at by itself, with nothing in the cache. `fcn-N` sees the whole image at N "
+        "pixels, `mil` every tile of the finest level. Minutes of training are those of a machine that did other work "
+        "beside."
     )
 
 
@@ -94,20 +116,31 @@ def _cells(row: Row) -> str:
 
 
 def draw_chart(rows: Sequence[Row], scenes: Sequence[Row], path: Path) -> None:
-    """Draw accuracy against multiply-accumulates, a panel for each task."""
+    """Draw accuracy against multiply-accumulates, a panel for each task; lines lead through what earlier stops cost.
+
+    Dashed: random places, dotted: the centre.
+    """
     gathered = gather(rows, scenes)
     with style():
         figure = Figure(figsize=(5.2 * max(len(gathered), 1), 4.6), layout="constrained")
         for number, (task, arms) in enumerate(gathered.items()):
             axes = figure.add_subplot(1, len(gathered), number + 1, title=TITLES[task])
-            axes.set(xscale="log", xlabel="million multiply-accumulates an image")
+            axes.set(xscale="log", xlabel="million multiply-accumulates an image", ylim=(0, 1.05))
+            axes.xaxis.set_major_formatter("{x:,g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             whole = sorted((row["macs"] / 1e6, row["accuracy"]) for arm, row in arms.items() if arm.startswith("fcn"))
             axes.plot(*zip(*whole, strict=True), color=_COLOURS["fcn"], linewidth=1)
             for arm, row in arms.items():
                 x, y = row["macs"] / 1e6, row["accuracy"]
-                axes.plot([x], [y], "o", color=_COLOURS[arm.split("-")[0]])
-                axes.annotate(arm, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
-            axes.margins(x=0.2, y=0.15)
+                colour = _COLOURS[arm.split("-")[0].split()[0]]
+                for way, points in row["curves"].items():
+                    form = {"learned": "-", "random": "--", "centre": ":"}[way]
+                    xs, ys = zip(*((point["macs"] / 1e6, point["accuracy"]) for point in points), strict=True)
+                    axes.plot(xs, ys, form, color=colour, linewidth=1)
+                axes.plot([x], [y], "o", color=colour)
+                below = -14 if not arm.startswith("fcn") else 7
+                axes.annotate(arm, (x, y), xytext=(0, below), textcoords="offset points", ha="center", fontsize=9)
+            axes.margins(x=0.2)
             if number == 0:
                 axes.set_ylabel("accuracy")
         save_chart(figure, path, "Accuracy against computing")
