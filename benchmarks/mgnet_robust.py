@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -37,14 +38,14 @@ def right(model: Mgnet, images: Tensor, labels: Tensor) -> list[float]:
 def under_corruptions(model: Mgnet, images: Tensor, labels: Tensor) -> dict[str, list[float]]:
     """Return, for each of the 15 corruptions, the accuracy after each glimpse: the mean of its 5 severities."""
     pixels = images.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    found = {}
+    found: dict[str, list[float]] = {}
     for name in CORRUPTIONS:
         rows = []
         for severity in SEVERITIES:
             changed = [corrupt(each, name, severity, seed=number) for number, each in enumerate(pixels)]
             stack = torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).to(images)
             rows.append(right(model, stack, labels))
-        found[name] = np.round(np.mean(rows, axis=0), 4).tolist()
+        found[name] = [round(mean(values), 4) for values in zip(*rows, strict=True)]
     return found
 
 

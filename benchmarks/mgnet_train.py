@@ -131,7 +131,7 @@ class Run:
             images = draw_images(digits, index, self.job.dataset, own)
             loss, metrics, _ = self.loss(self.model, ImageStack(images), digits.labels[index], own)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizer.step()
             last = [*last[-49:], metrics]
         return {name: round(sum(each[name] for each in last) / len(last), 4) for name in last[-1]}

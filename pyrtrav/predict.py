@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from threading import Event
@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import torch
 
 from pyrtrav import __version__
+from pyrtrav.device import pick_device
 from pyrtrav.errors import ConfigError, ModelFileError, PyrtravError
-from pyrtrav.exits import fitted, parse_mean_budget
-from pyrtrav.geometry import root_region
+from pyrtrav.how_to_look import Choice, settings_for
 from pyrtrav.ledger import DepthCost, cost_of, costs_by_depth, count_prefix, pixel_rule
-from pyrtrav.methods import find_method
 from pyrtrav.model_file import LoadedModel, ModelCard, load_model
 from pyrtrav.occlusion import check_coverable, sensitivities
 from pyrtrav.pyramid import Pyramid, open_pyramid
@@ -26,7 +25,8 @@ from pyrtrav.pyramid.inspect import fingerprint
 from pyrtrav.pyramid.open import check_isolate, check_mpp
 from pyrtrav.pyramid.source import full_name, short_name
 from pyrtrav.pyramid.time_limit import TimeLimit, check_seconds
-from pyrtrav.selection import NOT_BY_DEPTH, SELECTS, Settings
+from pyrtrav.record_parts import beliefs_of, described_error, warnings_of
+from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
 from pyrtrav.tree import RESULT_SCHEMA, ParseTree, Record
 
@@ -49,30 +49,6 @@ class Outcome(NamedTuple):
     record: Record
     tree: ParseTree | None
     error: PyrtravError | None = None
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """Return the device; ``auto`` takes a GPU where there is one.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        # Of a kind of device that it was not built for torch says only which of its parts are missing.
-        unknown = isinstance(error, NotImplementedError | ImportError)
-        reason = "this machine, or this build of torch, has none" if unknown else str(error).split("\n")[0]
-        raise ConfigError(f"device {name!r} cannot be used: {reason}; usable are: {', '.join(_devices())}") from error
-    return device
-
-
-def _devices() -> list[str]:
-    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return ["auto", "cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 class Asked(NamedTuple):
@@ -175,68 +151,8 @@ class Predictor:
         Raises:
             ConfigError: an option that is impossible, or that the method does not have.
         """
-        card = self.loaded.card
-        asked_for = {"select": select, "tau": tau, "k": k, "budget": budget, "depth": depth}
-        self._check_supported(**asked_for, stop_at=stop_at, mean_budget=mean_budget)
-        stored: Mapping[str, Any] = card.selection
-        if select is None:
-            asked = "threshold" if tau is not None else "topk" if k is not None else None
-            select = asked or ("budget" if budget is not None else stored.get("select", "all"))
-            if asked is None and budget is None:
-                budget, k = stored.get("budget"), stored.get("k")
-        for option, value, needs in (("tau", tau, "threshold"), ("k", k, "topk")):
-            if value is not None and select != needs:
-                raise ConfigError(f"--{option} goes with the selection `{needs}`, not with `{select}`")
-        taus = (tau,) if tau is not None else stored.get("tau")
-        share = card.config.get("share_cells", True)
-        settings = Settings(
-            select=select,  # type: ignore[arg-type]
-            tau=tuple(taus) if taus and select == "threshold" else None,
-            k=k,
-            budget=budget,
-            depth=card.max_depth if depth is None else depth,
-            share_cells=share,
-            seed=seed,
-            **others,
-        )
-        return self._with_exits(settings, stop_at, mean_budget)
-
-    def _with_exits(self, settings: Settings, stop_at: float | None, mean_budget: str | None) -> Settings:
-        if stop_at is None and mean_budget is None:
-            return settings
-        if stop_at is not None and mean_budget is not None:
-            raise ConfigError("--stop-at gives the confidence that --mean-budget would find; leave one of them out")
-        if not self.goes_by_depth(settings):
-            raise ConfigError(NOT_BY_DEPTH)
-        if stop_at is not None and not 0 <= stop_at <= 1:
-            raise ConfigError(f"--stop-at must lie between 0 and 1, got {stop_at}")
-        if stop_at is not None:
-            return replace(settings, stop_at=(stop_at,))
-        if settings.depth == 0:
-            raise ConfigError("--mean-budget needs depths to leave after, and this run is the first look alone")
-        assert mean_budget is not None
-        budget = parse_mean_budget(mean_budget)
-        return replace(settings, stop_at=fitted(self.loaded.card.exits, settings, budget))
-
-    def goes_by_depth(self, settings: Settings) -> bool:
-        """Whether images can leave after a depth: the rounds of a selection under a budget are no depths."""
-        method = find_method(self.loaded.card.method)
-        # Methods that choose cells take a budget in rounds; of a chain it is the number of looks.
-        in_rounds = settings.budget is not None and "select" in method.supports and "threshold" in method.selects
-        return "exit" in method.supports and not in_rounds
-
-    def _check_supported(self, **asked: object) -> None:
-        method = find_method(self.loaded.card.method)
-        needs = {"select": "select", "tau": "select", "k": "select", "budget": "budget", "depth": "cells"}
-        needs |= {"stop_at": "exit", "mean_budget": "exit"}
-        for option, value in asked.items():
-            selection = {"tau": "threshold", "k": "topk"}.get(option, method.selects[0])
-            if value is not None and (needs[option] not in method.supports or selection not in method.selects):
-                raise ConfigError(f"method {method.name!r} has no option --{option.replace('_', '-')}")
-        if asked.get("select") in set(SELECTS) - set(method.selects):
-            raise ConfigError(
-                f"method {method.name!r} has no selection `{asked['select']}`; it has: {', '.join(method.selects)}"
-            )
+        asked = Choice(select, tau, k, budget, depth, stop_at, mean_budget)
+        return settings_for(self.loaded.card, asked, seed=seed, **others)
 
     @property
     def name(self) -> str:
@@ -377,7 +293,7 @@ class Predictor:
             record = {
                 **head,
                 "status": "ok",
-                **self._beliefs(beliefs),
+                **beliefs_of(self.loaded.card.classes, beliefs),
                 "cost": cost_of(trace, i, image, macs[i], encoded[i], seconds, elapsed),
             }
             record["input"] |= pixel_rule(image)
@@ -405,18 +321,6 @@ class Predictor:
         return ModelFileError(
             f"{self.loaded.path}: its weights are so large that {image.path} gets no probabilities; train it again"
         )
-
-    def _beliefs(self, levels: Sequence[Sequence[float]]) -> dict[str, Any]:
-        classes = self.loaded.card.classes
-        by_depth = []
-        for depth, probabilities in enumerate(levels):
-            index = max(range(len(classes)), key=lambda c: probabilities[c])
-            named = dict(zip(classes, probabilities, strict=True))
-            by_depth.append({"depth": depth, "label": classes[index], "probabilities": named})
-        final = by_depth[-1]
-        label = final["label"]
-        prediction = {"label": label, "index": classes.index(label), "probabilities": final["probabilities"]}
-        return {"prediction": prediction, "levels": by_depth}
 
     def head(self, path: str, settings: Settings, mpp: float | None) -> Record:
         """Return what a record of this image says before it is looked at."""
@@ -459,24 +363,9 @@ class Predictor:
         return getattr(getattr(self.model, "config", None), "multi_level", None) is not False
 
     def _warnings(self, image: Pyramid, *, left_early: bool) -> list[str]:
-        warnings = []
-        if left_early and not self.trained_at_all_depths:
-            warnings.append(
-                "left early, but the model was trained for its last depth alone, so that earlier answers mean little; "
-                "train one with multi_level=true"
-            )
-        base = self.model.encoder.base_resolution
-        root = root_region(image.bounds, base)
-        if min(image.bounds.width, image.bounds.height) * base < root.width:
-            warnings.append(
-                f"the image is so narrow ({image.width} x {image.height}) that the glance shows less than a pixel of it"
-            )
-        needs_mpp = self.loaded.card.config.get("finest_mpp")
-        if image.mpp is None and (needs_mpp or image.said_mpp):
-            said = f" (the file says {image.said_mpp} um)" if image.said_mpp else ""
-            so = "so it is followed down to level 0; give --mpp" if needs_mpp else "and this model needs none"
-            warnings.append(f"the image has no usable mpp{said}, {so}")
-        return warnings
+        too_early = left_early and not self.trained_at_all_depths
+        needs_mpp = bool(self.loaded.card.config.get("finest_mpp"))
+        return warnings_of(image, self.model.encoder.base_resolution, needs_mpp=needs_mpp, too_early=too_early)
 
     def _tree(self, trace: Trace, i: int, image: Pyramid, record: Record, depth: int | None) -> ParseTree:
         """The tree; with ``depth``, where the run stopped, it has contributions."""
@@ -497,8 +386,7 @@ class Predictor:
 
 
 def _failed(head: Record, error: PyrtravError) -> Outcome:
-    said = {"type": type(error).__name__, "message": str(error)}
-    return Outcome({**head, "status": "error", "error": said}, None, error)
+    return Outcome({**head, "status": "error", "error": described_error(error)}, None, error)
 
 
 def _changed(image: Pyramid) -> PyrtravError | None:

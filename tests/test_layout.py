@@ -14,11 +14,11 @@ FLOORS = [
     ["allocator", "errors", "geometry", "cost", "files", "config", "lock", "stopping", "tables", "tree"],
     ["pyramid"],
     ["explain", "explanation", "formats", "doctor"],
-    ["ranks", "selection", "exits", "trace", "colours", "tensor_image", "sampling", "glimpses", "tiling"],
+    ["device", "ranks", "selection", "exits", "trace", "colours", "tensor_image", "sampling", "glimpses", "tiling"],
     ["encoders", "policy_gradient", "ppo"],
     ["traversal"],
     ["methods"],
-    ["model_file", "ledger", "occlusion", "predict"],
+    ["model_file", "how_to_look", "record_parts", "ledger", "occlusion", "predict"],
     ["training", "cohort", "robustness"],
     ["cli"],
 ]

@@ -14,6 +14,7 @@ import torch
 
 from pyrtrav.errors import ConfigError
 from pyrtrav.exits import MOST_IMAGES, ExitTable, at_depths, exit_depths, look_of
+from pyrtrav.how_to_look import goes_by_depth
 from pyrtrav.methods import Model
 from pyrtrav.model_file import LoadedModel, ModelCard, save_model
 from pyrtrav.predict import Predictor
@@ -77,7 +78,7 @@ def trained_exits(model: Model, card: ModelCard, examples: Sequence[Example], de
     """Return the table of a model that was just trained; empty where no image could leave by it, or should."""
     predictor = Predictor(LoadedModel(model, card, "", "model.safetensors"), device=str(device))
     settings = predictor.settings()
-    possible = settings.depth > 0 and predictor.goes_by_depth(settings) and predictor.trained_at_all_depths
+    possible = settings.depth > 0 and goes_by_depth(predictor.card, settings) and predictor.trained_at_all_depths
     if not possible or not examples:
         return {}
     kept = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), MOST_IMAGES)).round().astype(int))
@@ -106,7 +107,7 @@ def check_save(predictor: Predictor, settings: Settings, path: str | os.PathLike
     Raises:
         ConfigError: says why.
     """
-    if settings.depth == 0 or not predictor.goes_by_depth(settings):
+    if settings.depth == 0 or not goes_by_depth(predictor.card, settings):
         raise ConfigError(
             f"{path}: no table of held-out exits can be made: no image leaves early of method "
             f"{predictor.card.method!r} with these options; it takes some depth, and no budget of a selection"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pyrtrav import __version__
 from pyrtrav.errors import ConfigError
+from pyrtrav.how_to_look import goes_by_depth
 from pyrtrav.methods import find_method
 from pyrtrav.predict import Predictor
 from pyrtrav.pyramid.source import short_name
@@ -209,7 +210,7 @@ def _figures(predictor: Predictor, held_out: HeldOut, run: Run, by_budget: Mappi
 
 def _can_leave(predictor: Predictor, run: Run) -> bool:
     """Whether the run says what early exit would have given."""
-    return predictor.goes_by_depth(run.settings) and run.settings.stop_at is None and len(run.probabilities) > 1
+    return goes_by_depth(predictor.card, run.settings) and run.settings.stop_at is None and len(run.probabilities) > 1
 
 
 def _with_intervals(

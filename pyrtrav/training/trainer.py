@@ -20,12 +20,12 @@ import torch
 from pyrtrav import ranks
 from pyrtrav.allocator import keep_freed_memory
 from pyrtrav.config import make_config
+from pyrtrav.device import pick_device
 from pyrtrav.encoders.running import Running
 from pyrtrav.files import make_folder, remove_torn
 from pyrtrav.methods import Stage, find_method
 from pyrtrav.methods.criterion import Criterion
 from pyrtrav.model_file import ModelCard, build_model
-from pyrtrav.predict import pick_device
 from pyrtrav.selection import Settings
 from pyrtrav.training.balance import class_weights
 from pyrtrav.training.checkpoint import Checkpoint, Weights
