@@ -142,25 +142,27 @@ class Run:
         remembered = [] if self.mixer is None else [Remembered(self.mixer)]
         checkpoint = Checkpoint(path, identity, self.network, self.optimizer, remembered)
         before = {} if self.job.pruned is None else {"before": self.test()}
-        first, seconds = 0, 0.0
+        first, seconds, computed = 0, 0.0, 0.0
         if path.exists():
             progress = checkpoint.load()[0]
-            first, seconds = progress.epoch, progress.seconds
+            first, seconds, computed = progress.epoch, progress.seconds, progress.totals["computed"]
         for epoch in range(first, self.epochs):
             if should_stop():
                 return None
-            begun = time.perf_counter()
+            begun, begun_computing = time.perf_counter(), time.process_time()
             loss = self.train_epoch(epoch)
             seconds += time.perf_counter() - begun
-            checkpoint.save(Progress(epoch=epoch + 1, seconds=seconds))
+            computed += time.process_time() - begun_computing
+            checkpoint.save(Progress(epoch=epoch + 1, seconds=seconds, totals={"computed": computed}))
             print(f"{self.job.name}  {epoch + 1}/{self.epochs}  loss {loss:.4f}  {seconds:.0f} s", flush=True)
         found = {**self.test(), **before, **self._what_it_is()}
         weights = {name: value.cpu().contiguous() for name, value in self.network.state_dict().items()}
         with written_whole(self.folder / f"{self.job.name}.safetensors") as beside:
             safetensors.torch.save_file(weights, beside)
         path.unlink(missing_ok=True)
-        each = round(seconds / max(self.epochs, 1), 1)
-        return asdict(self.job) | {"name": self.job.name, **found, "epochs": self.epochs, "epoch_seconds": each}
+        each = {"epoch_seconds": seconds, "epoch_processor_seconds": computed}
+        rounded = {name: round(value / max(self.epochs, 1), 1) for name, value in each.items()}
+        return asdict(self.job) | {"name": self.job.name, **found, "epochs": self.epochs, **rounded}
 
     def train_epoch(self, epoch: int) -> float:
         """Train one epoch, all that is random of which its number decides; returns the mean loss of the first part."""
