@@ -2,8 +2,6 @@
 
 import base64
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from benchmarks.filters_claims import NOT, REPRODUCED, UNDECIDED, Results, right
 from benchmarks.filters_jobs import Job, make_jobs
 from benchmarks.filters_report import page
 from benchmarks.filters_train import Data, Run, Schedule, build, pruned, share_out
+from benchmarks.learned_filters import main
 from pyrtrav.encoders import MultiresEncoder
 from pyrtrav.explain.encoder_chart import save_structures_chart
 from tests.test_cifar_images import contents, packed
@@ -233,21 +232,27 @@ def test_jobs_come_after_what_they_are_pruned_from() -> None:
     ]  # fmt: skip
 
 
-def test_the_command_trains_skips_what_is_done_and_refuses_another_schedule(tmp_path: Path) -> None:
+def test_the_command_trains_skips_what_is_done_and_refuses_another_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     archive = packed(tmp_path / "cifar-10-binary.tar.gz", contents("cifar-10", 10, images=4))
     out = tmp_path / "runs"
-    command = [sys.executable, "-m", "benchmarks.learned_filters", "--data", str(archive), "--out", str(out)]
-    command += ["--arms", "learned", "--prune", "one", "--filters", "2", "--layers", "3", "--epochs", "1"]
-    command += ["--finetune-epochs", "1", "--images", "20", "--batch", "4", "--mixing-batch", "2"]
+    options = ["--data", str(archive), "--out", str(out), "--arms", "learned", "--prune", "one", "--filters", "2"]
+    options += ["--layers", "3", "--epochs", "1", "--finetune-epochs", "1", "--images", "20", "--batch", "4"]
+    options += ["--threads", str(torch.get_num_threads())]
 
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *more], capture_output=True, text=True, env=dict(os.environ), check=False)
+    def run(*more: str) -> list[dict[str, Any]]:
+        monkeypatch.setattr(sys, "argv", ["learned_filters", *options, *more])
+        main()
+        return [json.loads(line) for line in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
 
-    assert run().returncode == 0
-    rows = [json.loads(line) for line in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = run()
     assert [row["name"] for row in rows] == ["learned-2x3-seed0", "learned-2x3-seed0-pruned-one"]
     assert {row["data"] for row in rows} == {archive.name}
-    other = run("--lr", "0.5")
-    assert other.returncode == 1
-    assert "choose another --out" in other.stderr
-    assert "Traceback" not in other.stderr
+    assert run() == rows
+    assert "0 of 2 networks are left" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="choose another --out"):
+        run("--lr", "0.5")
+    with pytest.raises(SystemExit, match="2"):
+        run("--arms", "learnt")
+    assert "unknown arm 'learnt'; did you mean 'learned'" in capsys.readouterr().err
