@@ -64,9 +64,6 @@ class Results:
             raise MissingError
         return sorted(found, key=lambda row: row["seed"])
 
-    def accuracy(self, arm: str, pruned: str | None = None) -> float:
-        return mean(row["accuracy"] for row in self.find(arm, pruned))
-
     def difference(self, one: tuple[str, str | None], other: tuple[str, str | None]) -> Difference:
         """Return how much more accurate ``one`` is.
 

@@ -65,7 +65,7 @@ def title_of(row: Row) -> str:
     known = TITLES.get((row["arm"], row["pruned"]))
     if known is not None:
         return known
-    whole = TITLES.get((row["arm"], None), row["arm"])
+    whole = TITLES.get((row["arm"], None), str(row["arm"]))
     if row["pruned"] is None:
         return whole
     how = {"0": "fine-tuned whole", ONE: "one res."}.get(row["pruned"], f"thr {row['pruned']}")

@@ -25,6 +25,7 @@ from benchmarks.cifar_images import SIDE, Pictures
 from benchmarks.filters_jobs import DEPTH, ONE, Job, parent_of
 from pyrtrav.encoders import LinearClassifier, MultiresEncoder, build_encoder, count_macs
 from pyrtrav.encoders.multires import prune, prune_to_one
+from pyrtrav.errors import ConfigError
 from pyrtrav.files import written_whole
 from pyrtrav.training.checkpoint import Checkpoint
 from pyrtrav.training.progress import Progress
@@ -119,8 +120,12 @@ class Run:
         parent = parent_of(job)
         self.epochs, self.lr = schedule.epochs, schedule.lr
         if parent is not None and job.pruned is not None:
-            weights = safetensors.torch.load_file(folder / f"{parent.name}.safetensors")
-            self.network.load_state_dict(weights, strict=True)
+            path = folder / f"{parent.name}.safetensors"
+            if not path.is_file():
+                raise ConfigError(
+                    f"{path}: is not there, and {job.name} is pruned from it; train it anew in another --out"
+                )
+            self.network.load_state_dict(safetensors.torch.load_file(path), strict=True)
             self.network = pruned(self.network, job.pruned)
             self.epochs, self.lr = schedule.finetune_epochs, schedule.finetune_lr
         mixing = _mixing(self.network)
@@ -209,7 +214,7 @@ class Run:
         test = self.data.test
         found = [
             (self.network(pixels).argmax(1) == labels).cpu()
-            for pixels, labels in zip(test.pixels.split(batch), test.labels.split(batch), strict=True)
+            for pixels, labels in zip(torch.split(test.pixels, batch), torch.split(test.labels, batch), strict=True)
         ]
         right = torch.cat(found).numpy()
         return {
@@ -250,5 +255,5 @@ def _batches(pictures: Pictures, size: int, generator: torch.Generator) -> Itera
     size = min(size, len(pictures))
     while True:
         order = torch.randperm(len(pictures), generator=generator, device=pictures.labels.device)
-        for index in order[: len(order) // size * size].split(size):
+        for index in torch.split(order[: len(order) // size * size], size):
             yield pictures.augmented(index, generator), pictures.labels[index]

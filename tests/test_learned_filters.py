@@ -21,6 +21,7 @@ from benchmarks.filters_report import page
 from benchmarks.filters_train import Data, Run, Schedule, build, pruned, share_out
 from benchmarks.learned_filters import main
 from pyrtrav.encoders import MultiresEncoder
+from pyrtrav.errors import ConfigError
 from pyrtrav.explain.encoder_chart import save_structures_chart
 from tests.test_cifar_images import contents, packed
 
@@ -135,6 +136,10 @@ class TestTraining:
         assert len(right(less["before"])) == 10
         for full, left in zip(whole["mixing"], less["mixing"], strict=True):
             assert [weight > 0 for weight in left] == [weight == max(full) for weight in full]
+
+    def test_a_parent_that_is_gone_is_named(self, data: Data, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"learned-4x4-seed0\.safetensors: is not there"):
+            Run(replace(JOB, pruned="one"), SCHEDULE, data, tmp_path, "cpu")
 
     @pytest.mark.parametrize(("how", "least"), [("0", 0.0), ("0.2", 0.2), ("one", 1.0)])
     def test_pruned_is_zeroed(self, data: Data, how: str, least: float) -> None:
