@@ -189,8 +189,8 @@ def _parts(rows: list[Row], kinds: dict[Kind, list[Row]], out: Path | None) -> I
         "The filters of all networks are trained on the first four fifths of the training images, the mixing weights "
         "on the last fifth. The ± of a difference is its standard error on the test images, image by image, or between "
         "seeds where there are several and that is larger; with one seed it knows nothing of what another seed would "
-        "give. A difference below two of them is undecided. What is pruned is trained further, the whole network is "
-        "not."
+        "give. A difference below two of them is undecided. Pruning costs what the paper says, or nothing, where that "
+        "is so to half a point. What is pruned is trained further, the whole network is not (but for `--prune 0`)."
     )
     for number, (kind, same) in enumerate(kinds.items()):
         filters, layers, block, stride = kind
