@@ -11,5 +11,7 @@ def halved(features: Tensor) -> Tensor:
 
 def enlarged(features: Tensor, times: int, like: Tensor) -> Tensor:
     """Return each feature ``times`` x ``times`` times, cut to the rows and columns of ``like``."""
+    if times == 1:
+        return features
     rows, columns = like.shape[2:]
     return functional.interpolate(features, scale_factor=times, mode="nearest")[:, :, :rows, :columns]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,6 +44,36 @@ def save_encoder_chart(
         save_chart(_figure(seen, mixing, outputs, title), path, title)
 
 
+def save_structures_chart(
+    structures: Mapping[str, tuple[NDArray[np.float64], tuple[int, ...]]],
+    path: str | os.PathLike[str],
+    title: str,
+) -> None:
+    """Draw several networks' mixing weights side by side, two a line, as PNG or PDF, whole or not at all.
+
+    Args:
+        structures: by what they are called: weights (layer, resolution), and the layers whose outputs are mixed.
+        path: ends in ``.png`` or ``.pdf``.
+        title: what they have in common.
+
+    Raises:
+        ConfigError: another name.
+    """
+    from matplotlib.figure import Figure
+
+    check_picture(path)
+    lines, longest = -(-len(structures) // 2), max(len(mixing) for mixing, _ in structures.values())
+    with style():
+        figure = Figure(figsize=(2 * max(4.9, 0.5 * longest), 0.7 + 3.1 * lines), layout="constrained")
+        figure.suptitle(title, fontsize=12)
+        panels = list(figure.subplots(lines, 2, squeeze=False).flat)
+        for axes, (name, (mixing, outputs)) in zip(panels, structures.items(), strict=False):
+            _draw_mixing(figure, axes, mixing, outputs, name)
+        for axes in panels[len(structures) :]:
+            axes.set_visible(False)
+        save_chart(figure, path, title)
+
+
 def _figure(
     seen: NDArray[np.float64], mixing: NDArray[np.float64] | None, outputs: tuple[int, ...], title: str
 ) -> Figure:
@@ -54,7 +85,7 @@ def _figure(
     axes = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     _draw_seen(figure, axes[0], seen)
     if mixing is not None:
-        _draw_mixing(figure, axes[1], mixing, outputs)
+        _draw_mixing(figure, axes[1], mixing, outputs, "mixing weights of each layer's filters")
     return figure
 
 
@@ -90,7 +121,7 @@ def square_of_mass(seen: NDArray[np.float64]) -> tuple[int, int, int]:
     return left, top, width
 
 
-def _draw_mixing(figure: Figure, axes: Axes, mixing: NDArray[np.float64], outputs: tuple[int, ...]) -> None:
+def _draw_mixing(figure: Figure, axes: Axes, mixing: NDArray[np.float64], outputs: tuple[int, ...], title: str) -> None:
     layers, resolutions = mixing.shape
     image = axes.imshow(mixing.T, cmap="Blues", vmin=0, vmax=1, aspect="equal")
     for layer, resolution in np.ndindex(layers, resolutions):
@@ -102,5 +133,5 @@ def _draw_mixing(figure: Figure, axes: Axes, mixing: NDArray[np.float64], output
     axes.set_xticks(range(layers), [f"{layer + 1}{'*' if layer in marked else ''}" for layer in range(layers)])
     axes.set_yticks(range(resolutions), ["1" if r == 0 else f"1/{2**r}" for r in range(resolutions)])
     axes.set(xlabel="layer (*: its output is used)", ylabel="resolution")
-    axes.set_title("mixing weights of each layer's filters", fontsize=10, color=FAINT)
+    axes.set_title(title, fontsize=10, color=FAINT)
     figure.colorbar(image, ax=axes, shrink=0.8).set_label("weight")

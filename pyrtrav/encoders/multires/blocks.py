@@ -96,13 +96,16 @@ class MultiresLayer(nn.Module):
         self.block, self.mixing = block, mixing
 
     def forward(self, features: Tensor) -> Tensor:
-        pooled, halvings = features, 0
-        mixed: list[Tensor] = []
-        for resolution, weight in zip(self.mixing.kept, self.mixing(), strict=True):
-            while halvings < resolution:
-                pooled, halvings = halved(pooled), halvings + 1
-            mixed.append(enlarged(self.block(pooled, resolution) * weight, 2**resolution, features))
-        return sum(mixed[1:], mixed[0])
+        grids = [features]
+        while len(grids) <= self.mixing.kept[-1]:
+            grids.append(halved(grids[-1]))
+        kept = self.mixing.kept
+        found = [self.block(grids[each], each) * weight for each, weight in zip(kept, self.mixing(), strict=True)]
+        # Enlarged from each resolution to the next finer one, so that little is added at full size.
+        mixed = found[-1]
+        for finer, coarser, own in reversed(list(zip(kept[:-1], kept[1:], found[:-1], strict=True))):
+            mixed = own + enlarged(mixed, 2 ** (coarser - finer), own)
+        return enlarged(mixed, 2 ** kept[0], features)
 
     @property
     def margin(self) -> int:
