@@ -14,7 +14,7 @@ FLOORS = [
     ["errors", "geometry", "cost", "files", "config", "lock", "stopping", "tables", "tree"],
     ["pyramid"],
     ["explain", "explanation", "formats", "doctor"],
-    ["ranks", "selection", "exits", "trace", "colours", "tensor_image", "sampling", "glimpses", "tiling"],
+    ["ranks", "selection", "exits", "trace", "colours", "tensor_image", "sampling", "context", "glimpses", "tiling"],
     ["encoders", "policy_gradient", "ppo"],
     ["traversal"],
     ["methods"],
