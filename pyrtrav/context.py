@@ -1,8 +1,8 @@
 """What surrounds a place, as far as the look that led there has shown it: nothing is read for it again.
 
-The parent's patch shows a square of twice the cell's side, at the scale of the cell halved. Moved so that the cell is in
-the middle, it is the cell's **context**: a patch of twice the side, partly unknown, since the parent does not show what
-lies beyond its own edge.
+The parent's patch shows a square of twice the cell's side, at the scale of the cell halved. Moved so that the cell is
+in the middle, it is the cell's **context**: a patch of twice the side, partly unknown, since the parent does not show
+what lies beyond its own edge.
 """
 
 import numpy as np
