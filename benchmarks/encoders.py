@@ -35,7 +35,7 @@ from benchmarks.scenes import read_results
 from pyrtrav import __version__
 from pyrtrav.files import append_line, make_folder, written_whole
 
-EPOCHS = {"samples": 100, "mnist": 20, "scenes": 12}
+EPOCHS = {"samples": 100, "mnist": 8, "scenes": 12}
 
 
 def plan(asked: argparse.Namespace) -> list[Job]:
@@ -75,8 +75,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", action="append", choices=TASKS, help="may be given again; default: samples, mnist")
     parser.add_argument("--arm", action="append", choices=ARMS, help="may be given again; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="S")
-    parser.add_argument("--epochs", type=int, help="default: 100 on samples, 20 on mnist, 12 after a lesson on scenes")
-    parser.add_argument("--images", type=int, default=4000, help="digits of an epoch on mnist, drawn of 55,000")
+    parser.add_argument("--epochs", type=int, help="default: 100 on samples, 8 on mnist, 12 after a lesson on scenes")
+    parser.add_argument("--images", type=int, default=2000, help="digits of an epoch on mnist, drawn of 55,000")
     parser.add_argument("--folds", type=int, nargs="+", default=[0], choices=range(5), metavar="K", help="of scenes")
     parser.add_argument("--source", type=Path, default=data_folder(), help="the data; default: PYRTRAV_DATA")
     parser.add_argument("--scenes", type=Path, default=Path("runs/scenes"), help="where the scenes were converted to")
@@ -110,7 +110,8 @@ def main() -> None:
             append_line(results, "")
         append_line(results, json.dumps(record))
         print(
-            f"  accuracy {record['accuracy']:.3f}, {record['cells']:.1f} cells, {record['run_seconds']:.0f} s", flush=True
+            f"  accuracy {record['accuracy']:.3f}, {record['cells']:.1f} cells, {record['run_seconds']:.0f} s",
+            flush=True,
         )
 
 

@@ -43,7 +43,8 @@ class DigitRun:
         self.training_digits, self.validation_digits = digits
         self.seconds: float | None = None
 
-    def _images(self, digits: Digits, index: Tensor, generator: torch.Generator) -> ImageStack:
+    def images(self, digits: Digits, index: Tensor, generator: torch.Generator) -> ImageStack:
+        """Return new images of digits, in three equal channels."""
         gray = digits.images(index, "noisy", SIDE, generator, side=SIDE)
         return ImageStack(gray.expand(-1, 3, -1, -1).contiguous())
 
@@ -61,7 +62,7 @@ class DigitRun:
             for group in self.optimizer.param_groups:
                 group["lr"] = schedule.lr_at(done)
             index = order[step * BATCH : (step + 1) * BATCH]
-            images = self._images(digits, index, own)
+            images = self.images(digits, index, own)
             loss, metrics, _ = self.rule(self.model, images, digits.labels[index], draws, done)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -76,7 +77,7 @@ class DigitRun:
         own = torch.Generator(self.device).manual_seed(1_000_000 + self.job.seed)
         for _ in range(DRAWS):
             for index in torch.split(torch.arange(VALIDATION, device=self.device), 100):
-                yield self._images(digits, index, own), digits.labels[index]
+                yield self.images(digits, index, own), digits.labels[index]
 
 
 def train_on_digits(job: Any, folder: Path, source: Path, device: str) -> DigitRun:

@@ -138,16 +138,19 @@ def expected_vector(model: TopDown, image: ArrayPyramid, trace: Trace, fixation:
     return encoder(patch, around).vector[0]
 
 
-@pytest.mark.parametrize("network", ["MG-6", "R-PMG-16", "R-PMG-30-SEG"])
+BY_DEPTH, BY_ROUND = replace(ALL, select="topk", k=2), replace(ALL, budget=9, beam=3)
+
+
 @pytest.mark.parametrize(
-    "settings", [replace(ALL, select="topk", k=2), replace(ALL, budget=9, beam=3)], ids=["depths", "rounds"]
+    ("network", "settings"),
+    [("MG-6", BY_DEPTH), ("MG-6", BY_ROUND), ("R-PMG-16", BY_ROUND), ("R-PMG-30-SEG", replace(BY_DEPTH, depth=1))],
 )
 def test_a_vector_is_that_of_a_patch_in_its_parents(network: str, settings: Settings) -> None:
     model = make_model(network)
     images = [ArrayPyramid(even_pixels(1, *shape), channels=1) for shape in ((128, 128), (96, 128))]
     with torch.inference_mode():
         trace = model.look(images, settings)
-        assert trace.depth.max() > 1 or settings.budget
+        assert trace.depth.max() == settings.depth
         for fixation in range(len(trace.image)):
             one = expected_vector(model, images[trace.image[fixation]], trace, fixation)
             torch.testing.assert_close(trace.vector[fixation], one, atol=1e-4, rtol=0)
