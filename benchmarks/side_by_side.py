@@ -62,7 +62,7 @@ def samples(asked: argparse.Namespace) -> Path:
 
 def digits(asked: argparse.Namespace) -> Path:
     """Write the images where they are not there: black, with one digit of 28 px."""
-    folder = asked.out / "digits"
+    folder: Path = asked.out / "digits"
     if (folder / "manifest.csv").exists():
         return folder
     pixels = read_idx(asked.data / "mnist" / "train-images-idx3-ubyte.gz")

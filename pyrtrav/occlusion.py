@@ -76,9 +76,14 @@ def sensitivities(
 
 
 def check_coverable(model: Model) -> None:
-    """Raise ConfigError where a model has no patches to cover."""
+    """Raise ConfigError where a model has no patches to cover, or sees them in the light of others."""
     if not model.has_patches:
         raise ConfigError("this model takes in the whole image at once, and has no looks that noise could cover")
+    if not model.looks_alone:
+        raise ConfigError(
+            "with context=parent noise over a place also covers what surrounds other looks, which is not drawn yet; "
+            "train with context=none to see it"
+        )
 
 
 def _covers(region: Floats, fixation: int, squares: int, size: int) -> list[_Cover]:

@@ -6,7 +6,7 @@ most ``encode_batch``; the next batch is read by a thread while this one is enco
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyrtrav.context import ParentContext, context_shifts
 from pyrtrav.encoders.base import Encoder, Encoding
 from pyrtrav.errors import ConfigError
 from pyrtrav.geometry import Grid, halvings
@@ -105,6 +106,8 @@ class Reading(NamedTuple):
     source: Ints
     """Per image: equal numbers are one image."""
     encode_batch: int
+    context: ParentContext | None
+    """Keeps the run's patches, where an encoder sees each in its parent's."""
 
 
 class Limits(NamedTuple):
@@ -114,16 +117,40 @@ class Limits(NamedTuple):
     bounds: Floats
 
 
+def check_context(encoder: Encoder, grid: Grid) -> None:
+    """Raise ConfigError where an encoder cannot see patches in their parents', or a grid gives no such context."""
+    if not encoder.takes_context:
+        raise ConfigError(
+            "context=parent needs an encoder with coarser grids for what surrounds a patch, such as multigrid; "
+            f"{type(encoder).__name__} as it is built here has none"
+        )
+    context_shifts(grid, encoder.base_resolution)
+
+
 class Traversal(nn.Module):
     """Runs an encoder and a policy over images and writes the trace."""
 
     memory: Memory | None = None
     """Stands between fixations and the encoder where training keeps a frozen encoder's vectors."""
 
-    def __init__(self, encoder: Encoder, policy: Policy, finest_mpp: float | None = None) -> None:
+    def __init__(
+        self, encoder: Encoder, policy: Policy, finest_mpp: float | None = None, *, in_parent: bool = False
+    ) -> None:
+        """
+        Args:
+            encoder: makes a vector and a map of each patch.
+            policy: says from these where to look next.
+            finest_mpp: micrometres a patch pixel, below which no image is followed.
+            in_parent: the encoder sees each patch in the middle of what its parent's patch shows around it.
+
+        Raises:
+            ConfigError: an encoder that heeds no context, or cells that a parent's patch shows no context of.
+        """
         super().__init__()
         self.encoder, self.policy = encoder, policy
-        self.finest_mpp = finest_mpp
+        self.finest_mpp, self.in_parent = finest_mpp, in_parent
+        if in_parent:
+            check_context(encoder, policy.grid)
 
     @property
     def grid(self) -> Grid:
@@ -150,6 +177,8 @@ class Traversal(nn.Module):
         """
         if settings.stop_at is not None and settings.budget is not None:
             raise ConfigError(NOT_BY_DEPTH)
+        if self.in_parent and settings.share_cells:
+            raise ConfigError("where a vector depends on its parent's patch, parents share no cells: share_cells=false")
         trace, limits, reading = self._begin(images, settings)
         fixations = _glance(trace)
         step = 0
@@ -193,7 +222,8 @@ class Traversal(nn.Module):
     def _begin(self, images: Images, settings: Settings) -> tuple[Trace, Limits, Reading]:
         base, device = self.encoder.base_resolution, next(self.parameters()).device
         trace = Trace([root_of(image, base) for image in images], device)
-        reading = Reading(make_sampler(images, base, device), sources(images), settings.encode_batch)
+        context = ParentContext(self.grid, base) if self.in_parent else None
+        reading = Reading(make_sampler(images, base, device), sources(images), settings.encode_batch, context)
         return trace, self._limits(images, settings), reading
 
     def depth_of(self, image: Image | StackedImage, settings: Settings) -> int:
@@ -215,6 +245,10 @@ class Traversal(nn.Module):
         """Read and encode fixations and put them in the trace; those of images that fail are dropped."""
         source = reading.source[fixations.image]
         where = place(source, fixations.depth, fixations.row, fixations.column)
+        parent, cell = _led_from(trace, fixations)
+        if reading.context is not None:
+            # A place, and which of its parent's cells it is, say which parent that is.
+            _, where = np.unique(np.stack([where, cell], axis=1), axis=0, return_inverse=True)
         distinct, inverse = _in_order(where)
         image, region = fixations.image[distinct], fixations.region[distinct]
 
@@ -223,7 +257,11 @@ class Traversal(nn.Module):
                 numbers: list[int] = fixations.image[inverse == positions[index]].tolist()
                 return numbers
 
-            encoding = self._read_and_encode(trace, image[positions], region[positions], reading, images_at)
+            own, dtype = distinct[positions], next(self.parameters()).dtype
+            patches = read_ahead(
+                reading.sampler, trace, image[positions], region[positions], reading.encode_batch, dtype, images_at
+            )
+            encoding = self._encode(trace, patches, reading.context, parent[own], cell[own])
             return encoding, trace.alive[image[positions]]
 
         if self.memory is None or isinstance(reading.sampler, StackSampler):
@@ -241,21 +279,26 @@ class Traversal(nn.Module):
             fixations.region[keep],
             _rows(encoding.vector, at),
         )
+        if reading.context is not None:
+            reading.context.keep(at)
         index_of = np.full(len(fixations.image), -1)
         index_of[keep] = added
         trace.child[fixations.edge] = index_of[fixations.leads_to]
         return Expanded(added, encoding, at)
 
-    def _read_and_encode(
-        self, trace: Trace, image: Ints, region: Floats, reading: Reading, images_at: Callable[[int], list[int]]
+    def _encode(
+        self, trace: Trace, patches: Iterator[Tensor], context: ParentContext | None, parent: Ints, cell: Ints
     ) -> Encoding:
-        vectors, maps = [], []
-        dtype = next(self.parameters()).dtype
-        for patches in read_ahead(reading.sampler, trace, image, region, reading.encode_batch, dtype, images_at):
+        """Encode patches as they come; ``parent`` and ``cell`` say of each in whose patch it lies, and where."""
+        vectors, maps, done = [], [], 0
+        for some in patches:
             begun = time.perf_counter()
-            encoding: Encoding = self.encoder(patches)
+            own = slice(done, done + len(some))
+            around = None if context is None else context.around(some, parent[own], cell[own])
+            encoding: Encoding = self.encoder(some, around)
             vectors.append(encoding.vector)
             maps.append(encoding.map)
+            done = own.stop
             trace.seconds["encode"] += time.perf_counter() - begun
         return Encoding(torch.cat(vectors), torch.cat(maps)) if len(vectors) > 1 else encoding
 
@@ -395,6 +438,14 @@ def _glance(trace: Trace) -> Fixations:
     zeros, none = np.zeros(count, np.int64), np.zeros(0, np.int64)
     region = np.array([root.as_tuple() for root in trace.roots]).reshape(count, 4)
     return Fixations(np.arange(count), zeros, zeros, zeros, region, none, none)
+
+
+def _led_from(trace: Trace, fixations: Fixations) -> tuple[Ints, Ints]:
+    """Return the parent that leads to each fixation, -1 for none, and which of its cells each is."""
+    parent, cell = np.full(len(fixations.image), -1), np.zeros(len(fixations.image), np.int64)
+    parent[fixations.leads_to] = trace.parent[fixations.edge]
+    cell[fixations.leads_to] = trace.cell[fixations.edge]
+    return parent, cell
 
 
 def _new_fixations(trace: Trace, edges: Ints, where: Ints, attended: Ints) -> Fixations:

@@ -57,6 +57,8 @@ class Encoder(nn.Module, ABC):
     std: Tensor
     layers_only: ClassVar[bool] = True
     """Whether convolutions and fully connected layers are all that multiplies, so that counting those is enough."""
+    takes_context: bool = False
+    """Whether it can heed what surrounds a patch: then it writes `encode_within`."""
     running: Running = Running()
     """Precision and memory; training sets it."""
 
@@ -85,12 +87,21 @@ class Encoder(nn.Module, ABC):
             raise ConfigError(f"std must be above 0, got {std}")
 
     def forward(
-        self, patches: Float[Tensor, "fixation channels size size"] | UInt8[Tensor, "fixation channels size size"]
+        self,
+        patches: Float[Tensor, "fixation channels size size"] | UInt8[Tensor, "fixation channels size size"],
+        context: Float[Tensor, "fixation known_and_channels size size"]
+        | UInt8[Tensor, "fixation known_and_channels size size"]
+        | None = None,
     ) -> Encoding:
         """Encode patches in 0..1, or bytes.
 
+        Args:
+            patches: what is encoded.
+            context: of each the square of twice the side around it, likewise; a last channel is 0 where that is
+                unknown and full elsewhere.
+
         Raises:
-            ConfigError: patches of another size or number of channels.
+            ConfigError: patches of another size or number of channels, or an encoder that heeds no context.
         """
         side = self.base_resolution
         if patches.shape[1:] != (self.channels, side, side):
@@ -99,7 +110,16 @@ class Encoder(nn.Module, ABC):
                 f"{type(self).__name__} takes patches of {self.channels} x {side} x {side} "
                 f"(channels, rows, columns), got {got} x {rows} x {columns}"
             )
-        return self.running(lambda images: self.encode(self.normalise(images)), patches, self.mean.dtype)
+        if context is None:
+            return self.running(lambda images: self.encode(self.normalise(images)), patches, self.mean.dtype)
+        if not self.takes_context:
+            raise ConfigError(f"{type(self).__name__} heeds nothing around a patch")
+        return self.running(self._encode_both, torch.cat([patches, context], 1), self.mean.dtype)
+
+    def _encode_both(self, both: Tensor) -> Encoding:
+        patches, around, known = torch.split(both, [self.channels, self.channels, 1], 1)
+        # What is unknown is zero, as a convolution pads.
+        return self.encode_within(self.normalise(patches), self.normalise(around) * known)
 
     def normalise(
         self, images: Float[Tensor, "image channels height width"]
@@ -113,6 +133,14 @@ class Encoder(nn.Module, ABC):
         """Encode normalised patches: the map is the features, the vector their mean over rows and columns."""
         features = self.features(patches)
         return Encoding(features.mean((2, 3)), features)
+
+    def encode_within(
+        self,
+        patches: Float[Tensor, "fixation channels size size"],
+        around: Float[Tensor, "fixation channels size size"],
+    ) -> Encoding:
+        """Encode normalised patches, each in the middle of a square of twice its side; where ``takes_context``."""
+        raise NotImplementedError
 
     @abstractmethod
     def features(

@@ -112,6 +112,9 @@ class Model(nn.Module):
     has_patches: bool = True
     """Whether what it looks at are patches of one size, which can be read again."""
 
+    looks_alone: bool = True
+    """Whether what it makes of a look follows from that look's patch alone."""
+
     grid_cells: int = 0
     """Cells along one side of a fixation's grid; 0 where a method has none."""
 

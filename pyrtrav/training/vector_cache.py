@@ -125,11 +125,13 @@ def keep_vectors(model: Model, max_bytes: int) -> None:
     """Let a model's traversal remember what its frozen encoder has made of places.
 
     Raises:
-        ConfigError: the method has no traversal, or the encoder is trained.
+        ConfigError: the method has no traversal, sees places in their parents' patches, or trains the encoder.
     """
     traversal = getattr(model, "traversal", None)
     if not isinstance(traversal, Traversal):
         raise ConfigError("keep_vectors is for methods that look where attention goes, such as topdown; leave it at 0")
+    if traversal.in_parent:
+        raise ConfigError("with context=parent a place's vector depends on how it was reached; set keep_vectors=0")
     traversal.memory = VectorCache(model.encoder, max_bytes)
 
 

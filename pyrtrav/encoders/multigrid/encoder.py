@@ -16,6 +16,11 @@ than one position (of 32 px images it has one). The map is the finest grid of th
 of all grids that know the whole network's features it says best where something is, at twice the rows and columns of
 what the vector is made of.
 
+With **context** (`encode_within`, from `topdown` with ``context="parent"``) the grids after the finest show twice the
+patch's side around it, at the same scale and with the same weights: they begin as the context at half, quarter ... the
+patch's scale, exchange their middles with the finest grid, and end as their middles. So a vector and a map are still of
+the patch alone, seen in its surroundings.
+
 Differs from the paper:
 1. What it does not print is as in the authors' code: the merging of grids, 1 x 1 filters on grids of one position,
    the channels of the -sm forms and of ImageNet's designs, zeros for a shortcut's new channels.
@@ -35,6 +40,7 @@ from pyrtrav.encoders.base import Encoder, Encoding, Window
 from pyrtrav.encoders.multigrid.layers import Grids, image_pyramid
 from pyrtrav.encoders.multigrid.trunk import Trunk
 from pyrtrav.encoders.multigrid.zoo import find_design
+from pyrtrav.encoders.resize import centred
 from pyrtrav.errors import ConfigError
 
 
@@ -84,11 +90,22 @@ class MultigridEncoder(Encoder):
             windows=(Window(field, seen.stride), Window(1, 1, pooling=True)),
         )
         self.trunk, self._grids = trunk, design.grids
+        self.takes_context = design.grids > 1
 
     def encode(self, patches: Float[Tensor, "fixation channels size size"]) -> Encoding:
         """Encode normalised patches: the vector from the grid that the classifier sees, the map the finest grid."""
         grids: Grids = self.trunk(image_pyramid(patches, self._grids))
         return Encoding(self.trunk.classified(grids).mean((2, 3)), grids[0])
+
+    def encode_within(
+        self,
+        patches: Float[Tensor, "fixation channels size size"],
+        around: Float[Tensor, "fixation channels size size"],
+    ) -> Encoding:
+        """Encode normalised patches with what surrounds them in the coarser grids."""
+        grids: Grids = self.trunk([patches, *image_pyramid(around, self._grids - 1)])
+        side = self.base_resolution // self.trunk.seen.stride
+        return Encoding(centred(self.trunk.classified(grids), side, side).mean((2, 3)), grids[0])
 
     def features(
         self, images: Float[Tensor, "image channels height width"]

@@ -1,7 +1,8 @@
 """Layers on a pyramid of grids: each takes and gives a list of feature maps, finest first.
 
-The grid after a grid has half its rows and columns, rounded up. `Grid` says what a grid is: the method ``after`` of
-every layer returns what it makes of such grids.
+The grid after a grid has half its rows and columns, rounded up. Where a patch comes with its context, the grids after
+the finest have as many positions as that would give twice the side, and the finest lies in their middle. `Grid` says
+what a grid is: the method ``after`` of every layer returns what it makes of such grids, without context.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyrtrav.encoders.normalisation import make_norm
-from pyrtrav.encoders.resize import enlarged, halved
+from pyrtrav.encoders.resize import centred, enlarged, halved
 
 Grids = list[Tensor]
 """Feature maps (image, channel, row, column), finest first."""
@@ -34,11 +35,16 @@ def image_pyramid(images: Tensor, grids: int) -> Grids:
 
 
 def gather(grids: Grids) -> Grids:
-    """Return for each grid the channels of the finer one, halved, its own, and those of the coarser one, doubled."""
+    """Return for each grid the channels of the finer one, halved, its own, and those of the coarser one, doubled.
+
+    Where the coarser one shows more, its middle is taken; around the finer one there are zeros.
+    """
     gathered = []
     for own, grid in enumerate(grids):
-        finer = [halved(grids[own - 1])] if own else []
-        coarser = [enlarged(grids[own + 1], 2, grid)] if own + 1 < len(grids) else []
+        rows, columns = grid.shape[2:]
+        finer = [centred(halved(grids[own - 1]), rows, columns)] if own else []
+        shown = [centred(coarse, -(-rows // 2), -(-columns // 2)) for coarse in grids[own + 1 : own + 2]]
+        coarser = [enlarged(coarse, 2, grid) for coarse in shown]
         gathered.append(torch.cat([*finer, grid, *coarser], 1))
     return gathered
 
@@ -161,8 +167,8 @@ class MgPool(nn.Module):
     """Multigrid pooling: every grid is halved.
 
     Args:
-        merge: the second coarsest grid, halved, and the coarsest, as it is, become one: they have the same size, and
-            the pyramid has one grid less.
+        merge: the second coarsest grid, halved, and the coarsest, or its middle, become one: they have the same size,
+            and the pyramid has one grid less.
     """
 
     def __init__(self, merge: bool) -> None:
@@ -173,7 +179,8 @@ class MgPool(nn.Module):
         if not self.merge:
             return [halved(grid) for grid in grids]
         *finer, second, coarsest = grids
-        return [*map(halved, finer), torch.cat([halved(second), coarsest], 1)]
+        small = halved(second)
+        return [*map(halved, finer), torch.cat([small, centred(coarsest, *small.shape[2:])], 1)]
 
     def after(self, before: Sequence[Grid]) -> list[Grid]:
         """Return what comes out."""

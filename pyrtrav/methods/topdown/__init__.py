@@ -37,6 +37,7 @@ Differs from the paper:
    (``lambda_g``); alone among the terms of the policy this one also reaches the encoder (``hint_encoder``). A share of
    the draws may follow the hints (``guide``): they are no draws of the policy, so that (1), (2) and (3), the baselines
    and the entropy leave them out. A stage of its own may come first (``lesson``).
+12. With ``context="parent"`` the encoder sees a cell in the middle of what its parent's patch shows around it.
 """
 
 from pyrtrav.methods.base import Method, Stage

@@ -24,6 +24,9 @@ class TopDownConfig:
     """Side of a cell as a fraction of its parent's."""
     share_cells: bool = True
     """Look once at a cell that two parents attend."""
+    context: Literal["none", "parent"] = "none"
+    """What the encoder sees of a cell's surroundings: nothing, or what its parent's patch shows of them, which is in
+    memory; then a cell's vector depends on its parent, and ``share_cells`` is off."""
     finest_mpp: float | None = None
     """Micrometres a patch pixel, above 0, below which no image is followed; None goes down to level 0."""
     c_t: float | tuple[float, ...] = 12.0
@@ -89,6 +92,8 @@ class TopDownConfig:
         for name in ("share_cells", "lesson"):
             if getattr(self, name) and self.grid.ratio is None:
                 raise ConfigError(f"cells of side {self.side} lie on no lattice; {name} needs a whole 1/side")
+        if self.context == "parent" and self.share_cells:
+            raise ConfigError("context=parent makes a cell's vector depend on its parent; set share_cells=false too")
         self._check_cells()
         self._check_levels()
 

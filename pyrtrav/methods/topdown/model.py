@@ -30,7 +30,8 @@ class TopDown(Model):
             start = config.even_probability(max(config.max_depth, 1)) if config.max_depth else 0.5
         kind = LocalLocation if config.location == "local" else Location
         location = kind(encoder.map_channels, encoder.map_size, grid, min(max(start, 0.01), 0.99))
-        self.traversal = Traversal(encoder, location, config.finest_mpp)
+        self.traversal = Traversal(encoder, location, config.finest_mpp, in_parent=config.context == "parent")
+        self.looks_alone = not self.traversal.in_parent
         self.aggregate = nn.Conv2d(size, size, grid.cells)
         self.merge = nn.Linear(2 * size, size)
         self.classify = nn.Linear(size, classes)
@@ -112,8 +113,9 @@ class TopDown(Model):
             patch = torch.zeros(1, encoder.channels, encoder.base_resolution, encoder.base_resolution, device=device)
             vector = torch.zeros(1, size, device=device)
             map_ = torch.zeros(1, encoder.map_channels, *encoder.map_size, device=device)
+            around = torch.cat([patch, patch[:, :1]], 1) if self.traversal.in_parent else None
             self._macs = {
-                "encoder": count_macs(encoder, patch),
+                "encoder": count_macs(encoder, patch, around),
                 "location": count_macs(self.location, Encoding(vector, map_)),
                 "aggregation": count_macs(self.aggregate, torch.zeros(1, size, cells, cells, device=device)),
                 "merging": count_macs(self.merge, torch.zeros(1, 2 * size, device=device)),

@@ -1,0 +1,31 @@
+"""The encoders that are compared in `topdown`, at about the parameters of the paper's first ImageNet module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An encoder and what of `topdown` it needs; options as of ``--set``."""
+
+    encoder: str
+    small: tuple[str, ...] = ()
+    """Of the encoder, for patches of 32 px."""
+    large: tuple[str, ...] | None = None
+    """Likewise for 64 px; None where it has none of that size."""
+    method: tuple[str, ...] = ()
+
+
+_SMALL, _LARGE = ("width=0.21",), ("width=0.181",)
+
+ARMS = {
+    "paper": Arm("imagenet-m1"),
+    "residual": Arm("residual", ("widths=[18,36,72,140]",), ("widths=[18,36,72,140]",)),
+    "multigrid": Arm("multigrid", _SMALL, _LARGE),
+    "multires": Arm("multires", ("filters=101", "blocks=4"), ("filters=101", "blocks=4")),
+    "multigrid-tree": Arm("multigrid", _SMALL, _LARGE, ("share_cells=false",)),
+    "multigrid-parent": Arm("multigrid", _SMALL, _LARGE, ("share_cells=false", "context=parent")),
+}
+"""The last two differ in context alone: what a parent's patch adds is their difference. ``multires`` trains filters and
+mixing weights together, on all data."""

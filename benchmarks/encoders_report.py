@@ -1,0 +1,58 @@
+"""The table of what encoders reached and cost, from the lines of the results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.encoders_arms import ARMS
+
+Record = dict[str, Any]
+
+TITLES = {"samples": "The training samples", "mnist": "Noisy digits", "scenes": "Street scenes"}
+
+HEAD = """# Encoders compared
+
+`python -m benchmarks.encoders` trains `topdown` with one encoder after the other, alike but for the encoder, and
+`--report` writes this page. The encoders have about as many parameters as the paper's first module for ImageNet, which
+has no other size. `multigrid-tree` shares no cells between parents, as `multigrid-parent` may not: these two differ in
+[what surrounds a cell](encoders.md#a-cell-in-its-parents-patch) alone. Cells are those that were looked at below the
+glance of an image, of these two the paths to them; costs are of whole images; seconds are those of training.
+"""
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """Return the page; of data that nothing was measured on it says so."""
+    parts = [HEAD]
+    for data, title in TITLES.items():
+        own = [record for record in records if record["data"] == data]
+        parts.append(f"## {title}\n")
+        parts.append("Not measured yet.\n" if not own else _table(own))
+    return "\n".join(parts)
+
+
+def _whole(seconds: float | None) -> str:
+    """Unknown where a run that was trained whole had to be evaluated again."""
+    return "" if seconds is None else f"{seconds:.0f}"
+
+
+def _table(records: Sequence[Record]) -> str:
+    order = {name: place for place, name in enumerate(ARMS)}
+    rows = sorted(records, key=lambda r: (r["epochs"], r["images"], r["fold"], order[r["arm"]], r["seed"]))
+    lines = [
+        "| encoder | epochs | seed | accuracy | cells | multiply-accumulates, millions | of a patch | "
+        "parameters, thousands | of the encoder | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        length = f"{r['epochs']}" + (f" of {r['images']:,}" if r["images"] else "")
+        fold = f", fold {r['fold']}" if r["data"] == "scenes" else ""
+        lines.append(
+            f"| {r['arm']}{fold} | {length} | {r['seed']} | {r['accuracy']:.3f} | {r['cells']:.1f} | "
+            f"{r['macs'] / 1e6:.0f} | {r['patch_macs'] / 1e6:.1f} | {r['parameters'] / 1e3:.0f} | "
+            f"{r['encoder_parameters'] / 1e3:.0f} | {_whole(r['seconds'])} |"
+        )
+    looked = sorted({r["looked_at"] for r in rows})
+    lines += ["", f"Accuracy over {' or '.join(f'{n:,}' for n in looked)} looks at validation images. Made by:", ""]
+    lines += [f"- {line}" for line in sorted({f"`{r['command']}`, {r['date'][:10]}, {r['machine']}" for r in rows})]
+    return "\n".join([*lines, ""])

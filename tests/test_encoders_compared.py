@@ -1,0 +1,54 @@
+"""The comparison of encoders: as many parameters each, and a page that says what was measured and no more."""
+
+import pytest
+import torch
+
+from benchmarks.encoders_arms import ARMS
+from benchmarks.encoders_mnist import DigitRun
+from benchmarks.encoders_report import markdown
+from benchmarks.encoders_tasks import Job, look, size_of
+from benchmarks.mnist_images import Digits
+from pyrtrav.config import parse_assignments
+from pyrtrav.encoders import build_encoder
+
+
+@pytest.mark.parametrize("base", [32, 64])
+def test_encoders_have_about_as_many_parameters(base: int) -> None:
+    paper = sum(weight.numel() for weight in build_encoder("imagenet-m1").parameters())
+    for arm in ARMS.values():
+        options = arm.small if base == 32 else arm.large
+        if options is None or arm.encoder == "imagenet-m1":
+            continue
+        encoder = build_encoder(arm.encoder, base_resolution=base, **parse_assignments(options))
+        assert sum(weight.numel() for weight in encoder.parameters()) == pytest.approx(paper, rel=0.02)
+
+
+def test_arms_of_a_tree_differ_in_context_alone() -> None:
+    tree, parent = ARMS["multigrid-tree"], ARMS["multigrid-parent"]
+    assert (tree.encoder, tree.small, tree.large) == (parent.encoder, parent.small, parent.large)
+    assert parse_assignments(parent.method) == {**parse_assignments(tree.method), "context": "parent"}
+
+
+def test_digits_train_and_the_page_says_what_they_gave() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shown = torch.randint(0, 256, (64, 28, 28), generator=generator, dtype=torch.uint8)
+    digits = Digits(shown, torch.randint(0, 10, (64,), generator=generator), torch.zeros(1, 1, dtype=torch.uint8))
+    job = Job("mnist", "residual", 0, 1, 32)
+    run = DigitRun(job, (digits, digits), "cpu")
+    before = [weight.detach().clone() for weight in run.model.parameters()]
+    metrics = run.epoch(0)
+    assert metrics["loss"] > 0
+    assert any(not torch.equal(old, new) for old, new in zip(before, run.model.parameters(), strict=True))
+    images = run.images(digits, torch.arange(4), generator)
+    found = look(run.model, [(images, digits.labels[:4])] * 2, 0)
+    assert found["looked_at"] == 8
+    assert 0 <= found["accuracy"] <= 1
+    patch = size_of(run.model)["patch_macs"]
+    assert found["macs"] > (1 + found["cells"]) * patch > found["cells"] * patch
+
+    record = {**vars(job), **found, **size_of(run.model), "seconds": None}
+    record |= {"command": "the command", "date": "2026-01-02T03:04:05+00:00", "machine": "a machine"}
+    page = markdown([record])
+    assert f"| residual | 1 of 32 | 0 | {found['accuracy']:.3f} | {found['cells']:.1f} |" in page
+    assert "`the command`, 2026-01-02, a machine" in page
+    assert page.count("Not measured yet.") == 2
