@@ -73,11 +73,12 @@ def _schedule(task: str, asked: argparse.Namespace) -> Schedule:
 
 
 def _left(results: Path, jobs: list[Job], schedule: Schedule) -> list[Job]:
-    """The jobs that have no result yet."""
-    done = {row["name"]: row["schedule"] for row in read_results(results)}
-    for job in jobs:
-        if done.get(job.name, asdict(schedule)) != asdict(schedule):
-            sys.exit(f"{results}: holds {job.name} of another schedule, {done[job.name]}; choose another --out")
+    """The jobs of a task that have no result yet."""
+    rows = [row for row in read_results(results) if row["task"] == jobs[0].task]
+    for row in rows:
+        if row["schedule"] != asdict(schedule):
+            sys.exit(f"{results}: holds {row['name']} of another schedule, {row['schedule']}; choose another --out")
+    done = {row["name"] for row in rows}
     return [job for job in jobs if job.name not in done]
 
 
