@@ -44,8 +44,11 @@ PAPER = {
 
 LEVEL = 0.01
 """Mean IoU that differ by less are called level: that decides nothing."""
-LEARNED = 0.3
-"""Mean IoU from which on a transformation is called learned: midway between the paper's 12 and 51 per cent."""
+LEARNED = 0.45
+"""Mean IoU from which on a transformation is called learned; the paper has 51 per cent and more, or 12 and less.
+
+On 1,000 test scenes the input itself has up to 0.41, where it is centred, and the best single picture for all 0.40.
+"""
 
 PROGRESSIVE = ("PMG-11", "R-PMG-20")
 OTHERS = ("U-NET-11", "SG-11", "R-SG-20")
@@ -209,7 +212,9 @@ def markdown(rows: Sequence[Row], figure: str | None = None) -> str:
     parts = ["# Multigrid networks for pixels", INTRODUCTION.strip(), "## Claims", claims_table(found)]
     parts.append(
         f"Verdicts are about the schedules below. Undecided: mean IoU that differ by less than {100 * LEVEL:g} point, "
-        f"or a transformation that no network learned, which is {100 * LEARNED:g} per cent or more."
+        f"or a transformation that no network learned. Learned is {100 * LEARNED:g} per cent or more: on 1,000 test scenes "
+        "the input itself has up to 41 (where it is centred), one picture for all scenes 40 at best, and 24 where it shows "
+        "the pixels that are lit in half of them."
     )
     for task in TASKS:
         own = [row for row in rows if row["task"] == task]
