@@ -50,6 +50,11 @@ LEARNED = 0.45
 On 1,000 test scenes the input itself has up to 0.41, where it is centred, and the best single picture for all 0.40.
 """
 
+VERDICTS = f"""\
+Verdicts are about the schedules below. Undecided: mean IoU that differ by less than {100 * LEVEL:g} point, or a
+transformation that no network learned. Learned is {100 * LEARNED:g} per cent or more: the input itself has up to 41
+(where it is centred), and one picture for all scenes 40 at best."""
+
 PROGRESSIVE = ("PMG-11", "R-PMG-20")
 OTHERS = ("U-NET-11", "SG-11", "R-SG-20")
 """The networks of table 3 that are said to fail."""
@@ -210,12 +215,7 @@ def markdown(rows: Sequence[Row], figure: str | None = None) -> str:
     """
     found = Results(rows)
     parts = ["# Multigrid networks for pixels", INTRODUCTION.strip(), "## Claims", claims_table(found)]
-    parts.append(
-        f"Verdicts are about the schedules below. Undecided: mean IoU that differ by less than {100 * LEVEL:g} point, "
-        f"or a transformation that no network learned. Learned is {100 * LEARNED:g} per cent or more: on 1,000 test scenes "
-        "the input itself has up to 41 (where it is centred), one picture for all scenes 40 at best, and 24 where it shows "
-        "the pixels that are lit in half of them."
-    )
+    parts.append(VERDICTS)
     for task in TASKS:
         own = [row for row in rows if row["task"] == task]
         if own:
