@@ -51,19 +51,17 @@ def draw_examples(rows: Sequence[dict[str, Any]], folder: Path, data: Path, exam
     _, digits = load_digit_sets(data)
     panels = []
     for task in TASKS:
-        names = {row["network"]: row["name"] for row in reversed(rows) if row["task"] == task}
-        if names:
-            scenes = draw_scenes(
-                TASKS[task], digits, max(row["schedule"]["test_scenes"] for row in rows if row["task"] == task), 1
-            )
-            images, targets = scenes.batch(torch.arange(min(examples, len(scenes))))
-            columns = {"input": images, "target": targets}
-            for network in PIXEL_NETWORKS:
-                if network in names:
-                    columns[network] = _outputs(
-                        network, folder / f"{names[network]}.safetensors", images, TASKS[task].outputs
-                    )
-            panels.append(_panel(task, columns))
+        own = [row for row in rows if row["task"] == task]
+        if not own:
+            continue
+        scenes = draw_scenes(TASKS[task], digits, own[0]["schedule"]["test_scenes"], 1)
+        images, targets = scenes.batch(torch.arange(min(examples, len(scenes))))
+        columns = {"input": images, "target": targets}
+        names = {row["network"]: row["name"] for row in reversed(own)}
+        for network in sorted(names, key=list(PIXEL_NETWORKS).index):
+            weights = folder / f"{names[network]}.safetensors"
+            columns[network] = _outputs(network, weights, images, TASKS[task].outputs)
+        panels.append(_panel(task, columns))
     whole = Image.new("RGB", (max(panel.width for panel in panels), sum(panel.height for panel in panels)), "white")
     top = 0
     for panel in panels:

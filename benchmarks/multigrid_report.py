@@ -3,7 +3,7 @@
     python -m benchmarks.multigrid_report runs/multigrid_pixels/results.jsonl --out docs/multigrid_tasks.md \\
         --figure docs/multigrid_tasks.png
 
-The picture needs the weights, which lie beside the results, and MNIST.
+The picture needs the weights, which training leaves beside the results, and MNIST.
 """
 
 from __future__ import annotations
@@ -230,6 +230,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, help="write the page there (default: print it)")
     parser.add_argument("--figure", type=Path, help="write examples there, as PNG")
+    parser.add_argument("--weights", type=Path, help="folder of the networks' weights (default: that of the results)")
     parser.add_argument("--examples", type=int, default=5, help="scenes of each task in the picture")
     parser.add_argument("--data", type=Path, default=data_folder(), help="with mnist/ (default: PYRTRAV_DATA)")
     asked = parser.parse_args()
@@ -237,7 +238,15 @@ def main() -> None:
     if not rows:
         parser.error(f"{asked.results}: holds no results; run `python -m benchmarks.multigrid_pixels` first")
     if asked.figure is not None:
-        picture = draw_examples(rows, asked.results.parent, asked.data, asked.examples)
+        folder = asked.weights or asked.results.parent
+        missing = [row["name"] for row in rows if not (folder / f"{row['name']}.safetensors").exists()]
+        if missing:
+            parser.error(
+                f"--figure: {folder} lacks the weights of {', '.join(missing)}; name their folder by --weights"
+            )
+        if not (asked.data / "mnist").is_dir():
+            parser.error(f"--data: {asked.data} holds no folder mnist with the IDX files")
+        picture = draw_examples(rows, folder, asked.data, asked.examples)
         with written_whole(asked.figure) as beside:
             picture.save(beside, "PNG")
     text = markdown(rows, asked.figure.name if asked.figure else None)
