@@ -260,6 +260,8 @@ def test_the_papers_own_figures_reproduce_its_claims() -> None:
     shown |= {("translation", "PMG-11"): 0.9, ("translation", "R-PMG-20"): 0.9}
     assert verdicts(values | shown) == ["reproduced"] * 7
     assert verdicts({}) == ["undecided"] * 7
+    low = {("segmentation", "PMG-11"): 0.06, ("segmentation", "SG-11"): 0.03}
+    assert verdicts(low) == ["undecided"] * 7
     # Level; below; all of them learn it; none of them does.
     other = {("segmentation", "PMG-11"): 0.58, ("segmentation", "R-PMG-20"): 0.4, ("transformation", "SG-11"): 0.6}
     other |= {("translation", name): 0.1 for name in ("PMG-11", "R-PMG-20")}
