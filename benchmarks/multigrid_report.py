@@ -54,10 +54,10 @@ SEGMENTED = 0.15
 """Mean IoU below which nothing is learned of segmentation: all ten digits on every lit pixel have 0.10."""
 
 VERDICTS = f"""\
-Verdicts are about the schedules below. Undecided are mean IoU that differ by less than {100 * LEVEL:g} point or are both
-below {100 * SEGMENTED:g} in segmentation (all ten digits on every lit pixel have 10), and a transformation that no network
-learned: {100 * LEARNED:g} or more, since the input itself has up to 41 (where it is centred), and one picture for all
-scenes 40 at best."""
+Verdicts are about the schedules below. Undecided are mean IoU that differ by less than {100 * LEVEL:g} point, or are
+both below {100 * SEGMENTED:g} in segmentation (all ten digits on every lit pixel have 10), and a transformation that no
+network learned: {100 * LEARNED:g} or more, since the input itself has up to 41 (where it is centred), and one picture
+for all scenes 40 at best."""
 
 PROGRESSIVE = ("PMG-11", "R-PMG-20")
 OTHERS = ("U-NET-11", "SG-11", "R-SG-20")
