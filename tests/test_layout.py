@@ -14,8 +14,7 @@ FLOORS = [
     ["allocator", "errors", "geometry", "cost", "files", "config", "lock", "stopping", "tables", "tree"],
     ["pyramid"],
     ["explain", "explanation", "formats", "doctor"],
-    ["device", "ranks", "selection", "exits", "trace", "colours", "tensor_image"]
-    + ["sampling", "context", "glimpses", "tiling"],
+    "device ranks selection exits trace colours tensor_image sampling context glimpses tiling".split(),
     ["encoders", "policy_gradient", "ppo"],
     ["traversal"],
     ["methods"],
