@@ -25,7 +25,6 @@ times as fast: large buffers are then kept instead of being asked for again.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shlex
@@ -43,10 +42,10 @@ from benchmarks.cifar_images import load_cifar
 from benchmarks.filters_jobs import ARMS, ONE, Job, make_jobs
 from benchmarks.filters_train import Run, Schedule, share_out
 from benchmarks.mnist_images import data_folder
-from benchmarks.mnist_jobs import read_results
+from benchmarks.mnist_jobs import append_result, read_results
 from pyrtrav.encoders.multires.blocks import BLOCKS
 from pyrtrav.errors import PyrtravError, nearest_name
-from pyrtrav.files import append_line, make_folder
+from pyrtrav.files import make_folder
 
 
 def main() -> None:
@@ -90,7 +89,7 @@ def train(asked: argparse.Namespace) -> None:
         if found is None:
             print(f"stopped in {job.name}; the same command goes on", flush=True)
             return
-        append_line(results, json.dumps(found | {"data": source} | _where(schedule, asked)))
+        append_result(results, found | {"data": source} | _where(schedule, asked))
         print(f"{job.name}: {100 * found['accuracy']:.2f}%", flush=True)
 
 

@@ -12,7 +12,6 @@ checkpoint. Results are appended to ``results.jsonl``; ``python -m benchmarks.mg
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shlex
@@ -27,9 +26,8 @@ import torch
 from benchmarks.mgnet_robust import draw_test, right, under_attack, under_corruptions
 from benchmarks.mgnet_train import DATASETS, Job, Run, Schedule
 from benchmarks.mnist_images import data_folder, load_digits
-from benchmarks.mnist_jobs import read_results
-from pyrtrav.files import append_line, make_folder
-from pyrtrav.robustness.attack import Attack
+from benchmarks.mnist_jobs import append_result, read_results
+from pyrtrav.files import make_folder
 
 MODELS = ("mgnet", "ff")
 
@@ -53,7 +51,7 @@ def main() -> None:
         if found is None:
             return
         row = found | _robustness(run, asked) | _where(schedule, asked)
-        append_line(results, json.dumps(row))
+        append_result(results, row)
         print(f"{job.name}  accuracy after each glimpse {row['accuracies']}", flush=True)
 
 
@@ -62,14 +60,12 @@ def _robustness(run: Run, asked: argparse.Namespace) -> dict[str, Any]:
     dataset, digits = run.job.dataset, run.validation_digits
     some = draw_test(digits, dataset, asked.corrupted)
     few = draw_test(digits, dataset, asked.attacked)
-    attack = Attack("pgd", eps=tuple(asked.eps), step=asked.step, steps=tuple(asked.steps))
     return {
         "corrupted_images": asked.corrupted,
         "clean": right(run.model, *some),
         "corruptions": under_corruptions(run.model, *some),
         "attacked_images": asked.attacked,
-        "attack_step": asked.step,
-        "attacked": under_attack(run.model, *few, attack),
+        "attacked": under_attack(run.model, *few, asked.eps, asked.steps),
     }
 
 
@@ -97,8 +93,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--corrupted", type=int, default=200, help="images under each corruption and severity")
     parser.add_argument("--attacked", type=int, default=200, help="images under attack")
     parser.add_argument("--eps", nargs="+", type=float, default=(4.0, 16.0), help="greatest change, in 255ths")
-    parser.add_argument("--step", type=float, default=1.0, help="of the attack, in 255ths")
-    parser.add_argument("--steps", nargs="+", type=int, default=(4, 20), help="of the attack")
+    parser.add_argument("--steps", nargs="+", type=int, default=(4, 20), help="of the attack, a quarter of eps each")
     parser.add_argument("--minutes", type=float, help="stop at the next checkpoint after so long")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

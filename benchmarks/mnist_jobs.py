@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.mnist_images import Variant
 from benchmarks.mnist_train import Job
+from pyrtrav.files import append_line
 
 # Appendix A.5.2.
 CELLS = {28: (2.0,), 56: (6.0, 12.0)}
@@ -74,12 +76,19 @@ def select(jobs: Iterable[Job], only: Sequence[str]) -> list[Job]:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The results so far, the last one of each name."""
+    """The results so far, the last one of each name; lines that a crash has torn are left out."""
     if not path.exists():
         return []
     found: dict[str, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        if line.endswith("}"):  # else torn by a crash
+        with suppress(ValueError):
             row = json.loads(line)
             found[row["name"]] = row
     return list(found.values())
+
+
+def append_result(path: Path, row: dict[str, Any]) -> None:
+    """Append a result as a line of its own, also behind one that a crash has torn."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        append_line(path, "")
+    append_line(path, json.dumps(row))

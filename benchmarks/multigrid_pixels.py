@@ -17,7 +17,6 @@ label, so that short runs are better off with more iterations of fewer scenes (`
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shlex
@@ -31,11 +30,11 @@ from typing import Any
 import torch
 
 from benchmarks.mnist_images import data_folder
-from benchmarks.mnist_jobs import read_results
+from benchmarks.mnist_jobs import append_result, read_results
 from benchmarks.pixel_scenes import TASKS, Scenes, draw_scenes, load_digit_sets
 from benchmarks.pixel_train import Job, Run, Schedule
 from pyrtrav.encoders.multigrid import PIXEL_NETWORKS
-from pyrtrav.files import append_line, make_folder
+from pyrtrav.files import make_folder
 
 
 def main() -> None:
@@ -58,7 +57,7 @@ def main() -> None:
             if result is None:
                 return
             line = result | {"schedule": asdict(schedule)} | _where(asked.device)
-            append_line(folder / "results.jsonl", json.dumps(line))
+            append_result(folder / "results.jsonl", line)
             print(f"{job.name}  IoU {result['iou']:.4f}  error {result['error']:.4f}", flush=True)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -28,11 +27,11 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.mnist_images import DIGIT, TRAINING, data_folder, read_idx
-from benchmarks.mnist_jobs import read_results
+from benchmarks.mnist_jobs import append_result, read_results
 from benchmarks.mnist_megapixel import write_pyramid
 from benchmarks.scenes import read_results as scenes_results
 from benchmarks.side_by_side_report import draw_chart, markdown
-from pyrtrav.files import append_line, make_folder, written_whole
+from pyrtrav.files import make_folder, written_whole
 from pyrtrav.predict import Predictor
 from pyrtrav.pyramid.base import shared_cache
 from pyrtrav.selection import Settings
@@ -140,7 +139,7 @@ def run(asked: argparse.Namespace) -> None:
                     continue
                 console.print(job)
                 row = measure(job, TASKS[name], arm, seed, asked)
-                append_line(results, json.dumps(row))
+                append_result(results, row)
                 console.print(f"  accuracy {row['accuracy']:.3f}")
 
 

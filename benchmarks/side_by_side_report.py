@@ -43,7 +43,13 @@ def _merged(runs: Sequence[Row]) -> Row:
     images = sum(run["images"] for run in runs)
     fields = [name for name in (*FIELDS, "training_seconds") if all(run.get(name) is not None for run in runs)]
     means = {name: sum(run[name] * run["images"] for run in runs) / images for name in fields}
-    return {**means, "images": images, "curves": runs[0].get("curves", {})}
+    curves = {way: _mean_curve([run["curves"][way] for run in runs]) for way in runs[0].get("curves", {})}
+    return {**means, "images": images, "curves": curves}
+
+
+def _mean_curve(runs: Sequence[Sequence[Row]]) -> list[Row]:
+    """The mean over runs after each depth."""
+    return [{name: mean(run[name] for run in depth) for name in depth[0]} for depth in zip(*runs, strict=True)]
 
 
 def markdown(rows: Sequence[Row], scenes: Sequence[Row]) -> str:

@@ -14,7 +14,6 @@ The paper trains for 70 epochs, here the default; two cores would need some 45 h
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
@@ -27,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.mnist_images import VARIANTS, data_folder
-from benchmarks.mnist_jobs import beyond_jobs, paper_jobs, parent_of, read_results, select
+from benchmarks.mnist_jobs import append_result, beyond_jobs, paper_jobs, parent_of, read_results, select
 from benchmarks.mnist_train import Job, Schedule
-from pyrtrav.files import append_line, make_folder
+from pyrtrav.files import make_folder
 
 Queue = Any
 
@@ -96,7 +95,7 @@ def work(
             if result is None:
                 return
             with lock:
-                append_line(asked.out / "results.jsonl", json.dumps(result | _where(schedule, asked.device)))
+                append_result(asked.out / "results.jsonl", result | _where(schedule, asked.device))
 
 
 def _where(schedule: Schedule, device: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def test_the_page_and_the_figure_hold_every_arm(tmp_path: Path) -> None:
         "| Street scenes | topdown with",
     ):
         assert words in text
-    assert "| Tissue samples | gfnet | learned | 0.500 (2.0, 2.0), 1.000 (2.0, 2.0) |" in text
+    assert "| Tissue samples | gfnet | learned | 0.650 (2.0, 3.0), 1.000 (2.0, 3.0) |" in text
     draw_chart(RESULTS, SCENES, tmp_path / "chart.png")
     with Image.open(tmp_path / "chart.png") as picture:
         assert picture.width > picture.height
