@@ -177,7 +177,7 @@ def test_waiting_for_a_reader_is_free_and_a_hang_is_paid_once(tmp_path: Path, mo
 @pytest.mark.usefixtures("_broken")
 def test_an_image_that_hung_asks_no_more_whatever_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its other tiles, which wait for a reader meanwhile, do not wait for the end of another hang each."""
-    monkeypatch.setattr(isolated, "PATIENCE_SECONDS", 1.5)
+    monkeypatch.setattr(isolated, "PATIENCE_SECONDS", 4.0)
     monkeypatch.setenv("PYRTRAV_THREADS", "1")
     monkeypatch.setattr(isolated, "_READERS", None)
     bad = shutil.copy(SLIDE, tmp_path / "hang.svs")
@@ -185,7 +185,8 @@ def test_an_image_that_hung_asks_no_more_whatever_ends_it(tmp_path: Path, monkey
     with open_pyramid(bad, isolate="always") as pyramid, ThreadPoolExecutor(4) as threads:
         asked = [threads.submit(pyramid.read, Region(x, 0, 9, 9), 9) for x in (0, 300, 600, 900)]
         assert all(isinstance(one.exception(), TimeLimitError) for one in asked)
-    assert time.monotonic() - begun < 3
+    # Four hangs would take 16; a busy machine needs some seconds to start the reader.
+    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.usefixtures("_broken")
