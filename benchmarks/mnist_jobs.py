@@ -22,7 +22,7 @@ BEYOND: tuple[tuple[dict[str, Any], int, float], ...] = (
     ({"baseline": "leave_one_out"}, 28, 2.0),
     ({"lambda_e": 1e-7}, 28, 2.0),
 )
-"""What the paper has not, each measured against it with M3: options, px, c_t (5 x 5 cells overlap by three quarters)."""
+"""What the paper has not, each measured against it with M3: options, px, c_t. 5 x 5 cells overlap by three quarters."""
 
 
 def paper_jobs(variants: Sequence[Variant], pairs: Sequence[int], seeds: Sequence[int]) -> Iterator[Job]:
