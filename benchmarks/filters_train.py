@@ -25,6 +25,7 @@ from benchmarks.cifar_images import SIDE, Pictures
 from benchmarks.filters_jobs import DEPTH, ONE, Job, parent_of
 from pyrtrav.encoders import LinearClassifier, MultiresEncoder, build_encoder, count_macs
 from pyrtrav.encoders.multires import prune, prune_to_one
+from pyrtrav.encoders.running import Running
 from pyrtrav.errors import ConfigError
 from pyrtrav.files import written_whole
 from pyrtrav.training.checkpoint import Checkpoint
@@ -52,6 +53,8 @@ class Schedule:
     """The paper's, for its 125,000 steps or so (at 128 images); no mixing weight goes much further than steps times
     rate, so that a shorter schedule needs a higher one."""
     mixing_weight_decay: float = 3e-4
+    bfloat16: bool = False
+    """Convolutions of the training in bfloat16; what is trained is tested in float32."""
 
 
 class Data(NamedTuple):
@@ -172,6 +175,7 @@ class Run:
     def train_epoch(self, epoch: int) -> float:
         """Train one epoch, all that is random of which its number decides; returns the mean loss of the first part."""
         own = torch.Generator(self.device).manual_seed(self.job.seed * 1000 + epoch)
+        self.network.encoder.running = Running(bfloat16=self.schedule.bfloat16)
         steps = max(len(self.data.filters) // self.schedule.batch, 1)
         batches = _batches(self.data.filters, self.schedule.batch, own)
         mixing_batches = _batches(self.data.mixing, self.schedule.mixing_batch, own)
@@ -211,6 +215,7 @@ class Run:
     def test(self, batch: int = 500) -> dict[str, Any]:
         """Accuracy on the test images, and which of them are right: bits, packed, in base 64."""
         self.network.eval()
+        self.network.encoder.running = Running(bfloat16=False)
         test = self.data.test
         found = [
             (self.network(pixels).argmax(1) == labels).cpu()

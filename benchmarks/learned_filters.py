@@ -130,8 +130,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--stride", type=int, default=1, help="of the image layer; the paper's is 1")
     add("--seeds", nargs="+", type=int, default=[0])
     for field in fields(Schedule):
-        default = 20_000 if field.name == "images" else field.default
-        add(f"--{field.name.replace('_', '-')}", type=type(field.default), default=default)
+        flag, default = f"--{field.name.replace('_', '-')}", 20_000 if field.name == "images" else field.default
+        if isinstance(default, bool):
+            add(flag, action="store_true")
+        else:
+            add(flag, type=type(default), default=default)
     add("--minutes", type=float, help="stop after the first epoch that ends later")
     add("--threads", type=int, default=1)
     add("--device", default="cpu")

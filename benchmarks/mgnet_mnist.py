@@ -36,7 +36,7 @@ def main() -> None:
     asked = _arguments()
     torch.set_num_threads(asked.threads)
     make_folder(asked.out)
-    schedule, results = Schedule(asked.epochs, asked.train_images), asked.out / "results.jsonl"
+    schedule, results = Schedule(asked.epochs, asked.train_images, bfloat16=asked.bfloat16), asked.out / "results.jsonl"
     if any(row["schedule"] != vars(schedule) for row in read_results(results)):
         sys.exit(f"{results}: holds results of another schedule; choose another --out")
     done = {row["name"] for row in read_results(results)}
@@ -88,6 +88,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--epochs", type=int, default=400, help="the paper's; of its other experiments")
     parser.add_argument("--train-images", type=int, default=55_000, help="first images of the training set")
+    parser.add_argument("--bfloat16", action="store_true", help="train in it, twice as fast where a CPU has it")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0,))
     parser.add_argument("--only", nargs="*", default=(), help="models whose names hold one of these words")
     parser.add_argument("--corrupted", type=int, default=200, help="images under each corruption and severity")

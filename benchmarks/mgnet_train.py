@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.mgnet_toy import ToyBackbone
 from benchmarks.mnist_images import Digits
 from pyrtrav.allocator import keep_freed_memory
+from pyrtrav.encoders.running import Running
 from pyrtrav.files import written_whole
 from pyrtrav.methods.mgnet import GlimpseLoss, Mgnet, MgnetConfig
 from pyrtrav.sampling import ImageStack
@@ -59,7 +60,9 @@ class Schedule:
     train_images: int = 55_000
     batch: int = 128
     lr: float = 0.1
-    """At the peak, a fifth of the way; cosines from a 25th and to a 10,000th of that."""
+    """At the peak, a fifth of the way; cosines from a 25th and to a 250,000th of that."""
+    bfloat16: bool = False
+    """Convolutions of the training in bfloat16; what is trained is judged in float32."""
 
     def lr_at(self, done: float) -> float:
         first, last = self.lr / 25, self.lr / 250_000
@@ -102,6 +105,7 @@ class Run:
         path = self.folder / f"{self.job.name}.checkpoint.safetensors"
         checkpoint = Checkpoint(path, repr((self.job, self.schedule)), self.model, self.optimizer, [])
         at = checkpoint.load()[0] if path.exists() else Progress()
+        self.model.encoder.running = Running(bfloat16=self.schedule.bfloat16)
         for epoch in range(at.epoch, self.schedule.epochs):
             if should_stop():
                 return None
@@ -110,6 +114,7 @@ class Run:
             at = Progress(epoch=epoch + 1, seconds=at.seconds + time.perf_counter() - begun)
             checkpoint.save(at)
             print(f"{self.job.name}  {epoch + 1}/{self.schedule.epochs}  {metrics}  {at.seconds:.0f} s", flush=True)
+        self.model.encoder.running = Running(bfloat16=False)
         weights = {name: value.cpu().contiguous() for name, value in self.model.state_dict().items()}
         with written_whole(self.folder / f"{self.job.name}.safetensors") as beside:
             safetensors.torch.save_file(weights, beside)

@@ -52,6 +52,8 @@ class Schedule:
     """Of the first iteration."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    bfloat16: bool = False
+    """Convolutions of the training in bfloat16; what is trained is tested in float32."""
 
     def lr_at(self, done: float, residual: bool) -> float:
         """The step after a share of all iterations.
@@ -127,7 +129,9 @@ class Run:
         index = torch.randint(schedule.train_scenes, (schedule.batch,), generator=draws).to(self.device)
         images, targets = self.train_scenes.batch(index)
         self.model.train()
-        loss = binary_cross_entropy_with_logits(self.model(images.contiguous(memory_format=self.layout)), targets)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=schedule.bfloat16):
+            logits = self.model(images.contiguous(memory_format=self.layout))
+        loss = binary_cross_entropy_with_logits(logits.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

@@ -68,6 +68,6 @@ ARMS = {
     "mil": Arm("mil", (f"depth={DEEPEST}",), "12"),
     # As large as a cell at the deepest level, or larger.
     "mgnet": Arm("mgnet", ("glimpses=6", f"least_scale={0.5**DEEPEST}"), "20"),
-    "gfnet": Arm("gfnet", ("looks=6", f"halvings={DEEPEST}"), "[8,4,4]"),
+    "gfnet": Arm("gfnet", ("looks=6", f"halvings={DEEPEST}"), "[2,10,4,4]"),
 }
 """An epoch of `mil` or of `fcn` at 1,024 px takes two cores some minutes, which is what bounds their number."""
