@@ -23,7 +23,7 @@ ARMS = {
     "paper": Arm("imagenet-m1"),
     "residual": Arm("residual", ("widths=[18,36,72,140]",), ("widths=[18,36,72,140]",)),
     "multigrid": Arm("multigrid", _SMALL, _LARGE),
-    "multires": Arm("multires", ("filters=101", "blocks=4"), ("filters=101", "blocks=4")),
+    "multires": Arm("multires", ("filters=101", "blocks=4"), ("filters=101", "blocks=4", "stride=4")),
     "multigrid-tree": Arm("multigrid", _SMALL, _LARGE, ("share_cells=false",)),
     "multigrid-parent": Arm("multigrid", _SMALL, _LARGE, ("share_cells=false", "context=parent")),
 }

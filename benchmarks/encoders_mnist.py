@@ -15,6 +15,7 @@ from benchmarks.mnist_images import Digits, load_digits
 from benchmarks.mnist_train import CLASSES, Schedule
 from pyrtrav.config import make_config, parse_assignments
 from pyrtrav.encoders import build_encoder
+from pyrtrav.encoders.running import Running
 from pyrtrav.methods.topdown import LearningRule, TopDown, TopDownConfig
 from pyrtrav.sampling import ImageStack
 from pyrtrav.training.checkpoint import Checkpoint
@@ -80,9 +81,10 @@ class DigitRun:
                 yield self.images(digits, index, own), digits.labels[index]
 
 
-def train_on_digits(job: Any, folder: Path, source: Path, device: str) -> DigitRun:
-    """Train what is left of a job; its seconds are those of its last epoch times its epochs."""
+def train_on_digits(job: Any, folder: Path, source: Path, device: str, *, bfloat16: bool = False) -> DigitRun:
+    """Train what is left of a job, the encoder in bfloat16 if asked; its seconds are its last epoch's times epochs."""
     run = DigitRun(job, load_digits(source, device), device)
+    run.model.encoder.running = Running(bfloat16)
     path = folder / "checkpoint.safetensors"
     checkpoint = Checkpoint(path, repr(job), run.model, run.optimizer, [run.rule])
     first = checkpoint.load()[0].epoch if path.exists() else 0
@@ -94,4 +96,5 @@ def train_on_digits(job: Any, folder: Path, source: Path, device: str) -> DigitR
         checkpoint.save(Progress(epoch=number + 1))
         figures = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
         print(f"  {number + 1}/{job.epochs}  {figures}  {seconds:.0f} s", flush=True)
+    run.model.encoder.running = Running(bfloat16=False)
     return run

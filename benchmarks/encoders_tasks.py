@@ -92,11 +92,17 @@ def train(job: Job, dataset: Dataset, settings: Sequence[str], folder: Path, dev
     return trainer.run(resume=(folder / "checkpoint.safetensors").exists())
 
 
+def precision(asked: argparse.Namespace) -> str:
+    """The option of training; what is trained is judged in float32."""
+    return "precision=bfloat16" if asked.bfloat16 else "precision=float32"
+
+
 def on_samples(job: Job, folder: Path, asked: argparse.Namespace) -> Record:
     """The repository's training samples, with the defaults of `pyrtrav train`."""
     arm, dataset = ARMS[job.arm], load_dataset(SAMPLES, seed=job.seed)
     own = () if arm.encoder.startswith("imagenet") else ("base_resolution=32", *arm.small)
-    path = train(job, dataset, (*own, *arm.method, f"epochs={job.epochs}"), folder, asked.device, Hints())
+    settings = (*own, *arm.method, f"epochs={job.epochs}", precision(asked))
+    path = train(job, dataset, settings, folder, asked.device, Hints())
     loaded = load_model(path)
     model, examples = loaded.model, dataset.split("val")
     assert isinstance(model, TopDown)
@@ -117,7 +123,7 @@ def on_samples(job: Job, folder: Path, asked: argparse.Namespace) -> Record:
 
 def on_digits(job: Job, folder: Path, asked: argparse.Namespace) -> Record:
     """Noisy digits in memory."""
-    run = train_on_digits(job, folder, asked.source, asked.device)
+    run = train_on_digits(job, folder, asked.source, asked.device, bfloat16=asked.bfloat16)
     return {**look(run.model, run.validation(), job.seed), **size_of(run.model), "seconds": run.seconds}
 
 
@@ -128,8 +134,9 @@ def on_scenes(job: Job, folder: Path, asked: argparse.Namespace) -> Record:
     dataset = load_dataset(write_manifest(work, scenes, job.fold))
     hints = load_hints(write_hints(work, scenes, job.fold, 1.0), dataset)
     common = [option for option in COMMON if not option.startswith("widths")]
-    lengths = f"epochs=[130,1,1,1,{job.epochs}]"
-    path = train(job, dataset, (*common, *arm.large, *TOPDOWN, *WITH_HINTS, *arm.method, lengths), folder, "cpu", hints)
+    lengths = f"epochs=[{asked.lesson},1,1,1,{job.epochs}]"
+    settings = (*common, *arm.large, *TOPDOWN, *WITH_HINTS, *arm.method, lengths, precision(asked))
+    path = train(job, dataset, settings, folder, "cpu", hints)
     predictor, rows = Predictor(path, device="cpu"), [scene for scene in scenes if scene.fold == job.fold]
     begun, right, costs = time.perf_counter(), 0, []
     for scene in rows:

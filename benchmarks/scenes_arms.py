@@ -65,7 +65,7 @@ ARMS = {
         f"fcn-{BASE << n}": Arm("fcn", (f"halvings={n}",), epochs)
         for n, epochs in enumerate(("30", "30", "30", "20", "12"))
     },
-    "mil": Arm("mil", (f"depth={DEEPEST}",), "12"),
+    "mil": Arm("mil", (f"depth={DEEPEST}",), "8"),
     # As large as a cell at the deepest level, or larger.
     "mgnet": Arm("mgnet", ("glimpses=6", f"least_scale={0.5**DEEPEST}"), "20"),
     "gfnet": Arm("gfnet", ("looks=6", f"halvings={DEEPEST}"), "[2,10,4,4]"),
