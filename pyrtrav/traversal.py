@@ -7,17 +7,19 @@ most ``encode_batch``; the next batch is read by a thread while this one is enco
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyrtrav.cells import cells_of, holds_image
 from pyrtrav.context import ParentContext, context_shifts
+from pyrtrav.draws import Generators, draw
 from pyrtrav.encoders.base import Encoder, Encoding
 from pyrtrav.errors import ConfigError
 from pyrtrav.geometry import Grid, halvings
+from pyrtrav.rounds import Fixations, choose, first_look, led_from
 from pyrtrav.sampling import (
     Image,
     Images,
@@ -29,17 +31,8 @@ from pyrtrav.sampling import (
     root_of,
     sources,
 )
-from pyrtrav.selection import NOT_BY_DEPTH, Bools, Floats, Ints, Settings, affordable, best_first, eligible_edges
+from pyrtrav.selection import NOT_BY_DEPTH, Bools, Floats, Ints, Settings, eligible_edges
 from pyrtrav.trace import Trace, place, take_rows
-
-Draws = Callable[[Trace, Ints, Ints], Floats]
-"""(trace, parents, cells) -> uniforms in 0..1 on the edge axis; an edge is on where its draw is below its
-probability."""
-
-Generators = torch.Generator | Sequence[torch.Generator] | Draws
-"""One for the batch (training), one for each image, so that draws do not depend on what else is in the batch, or any
-function that gives the draws."""
-
 
 Encode = Callable[[Ints], tuple[Encoding, Bools]]
 """Reads and encodes the fixations at some positions; says for each whether its image could be read."""
@@ -64,20 +57,6 @@ class Policy(nn.Module):
     @abstractmethod
     def logits(self, map_: Tensor) -> Tensor:
         """Return logits (fixation, cell) from maps (fixation, channel, row, column); cells are numbered row by row."""
-
-
-class Fixations(NamedTuple):
-    """Places that will be looked at, on the fixation axis, and the trace's edges that lead there."""
-
-    image: Ints
-    depth: Ints
-    column: Ints
-    row: Ints
-    region: Floats
-    edge: Ints
-    """Edges of the trace, on an axis of their own."""
-    leads_to: Ints
-    """For each of them its place on the fixation axis."""
 
 
 class Places(NamedTuple):
@@ -180,7 +159,7 @@ class Traversal(nn.Module):
         if self.in_parent and settings.share_cells:
             raise ConfigError("where a vector depends on its parent's patch, parents share no cells: share_cells=false")
         trace, limits, reading = self._begin(images, settings)
-        fixations = _glance(trace)
+        fixations = first_look(trace)
         step = 0
         while len(fixations.image):
             expanded = self._look(trace, fixations, reading, step)
@@ -189,7 +168,7 @@ class Traversal(nn.Module):
             if leave is not None:
                 leave(trace, step, limits.depth)
             self._propose(trace, expanded, limits, settings, generator)
-            fixations = self._choose(trace, settings)
+            fixations = choose(trace, settings, lattice=self.grid.ratio is not None)
             step += 1
         if leave is not None:
             # Nothing is left to look at, but a later depth may ask for less.
@@ -245,7 +224,7 @@ class Traversal(nn.Module):
         """Read and encode fixations and put them in the trace; those of images that fail are dropped."""
         source = reading.source[fixations.image]
         where = place(source, fixations.depth, fixations.row, fixations.column)
-        parent, cell = _led_from(trace, fixations)
+        parent, cell = led_from(trace, fixations)
         if reading.context is not None:
             # A place, and which of its parent's cells it is, say which parent that is.
             _, where = np.unique(np.stack([where, cell], axis=1), axis=0, return_inverse=True)
@@ -325,8 +304,8 @@ class Traversal(nn.Module):
             trace.keep_maps(fixations[deeper], seen.map, back)
         parents = np.repeat(fixations[deeper], self.grid.count)
         cell = np.tile(np.arange(self.grid.count), int(deeper.sum()))
-        column, row, region = self.cells_of(trace, parents, cell)
-        inside = _holds_image(region, limits.bounds[trace.image[parents]])
+        column, row, region = cells_of(self.grid, trace, parents, cell)
+        inside = holds_image(region, limits.bounds[trace.image[parents]])
         kept = torch.from_numpy(np.flatnonzero(inside)).to(trace.device)
         logit = logits.reshape(-1)[kept]
         parents, cell = parents[inside], cell[inside]
@@ -335,192 +314,10 @@ class Traversal(nn.Module):
         eligible = eligible_edges(settings, probability, trace.depth[parents], parents, cell, draws)
         trace.add_edges(parents, cell, column[inside], row[inside], region[inside], logit, probability, eligible)
 
-    def cells_of(self, trace: Trace, parents: Ints, cell: Ints) -> tuple[Ints, Ints, Floats]:
-        """Lattice positions and regions (edge axis) of cells; on a lattice equal places have equal regions."""
-        grid = self.grid
-        column, row = cell % grid.cells, cell // grid.cells
-        ratio = grid.ratio
-        if ratio is None:
-            # No lattice: the positions only number the cells, and regions follow the parent's.
-            place_column = trace.column[parents] * grid.cells + column
-            place_row = trace.row[parents] * grid.cells + row
-            x, y, width, height = trace.region[parents].T
-            region = np.stack(
-                [
-                    x + column * grid.stride * width,
-                    y + row * grid.stride * height,
-                    width * grid.side,
-                    height * grid.side,
-                ],
-                axis=1,
-            )
-            return place_column, place_row, region
-        place_column, place_row = trace.column[parents] * ratio + column, trace.row[parents] * ratio + row
-        roots = np.array([root.as_tuple() for root in trace.roots])[trace.image[parents]]
-        depth = trace.depth[parents] + 1
-        unit = grid.stride * grid.side ** (depth - 1.0)
-        scale = grid.side ** depth.astype(np.float64)
-        region = np.stack(
-            [
-                roots[:, 0] + place_column * unit * roots[:, 2],
-                roots[:, 1] + place_row * unit * roots[:, 3],
-                roots[:, 2] * scale,
-                roots[:, 3] * scale,
-            ],
-            axis=1,
-        )
-        return place_column, place_row, region
-
-    # Choose.
-
-    def _choose(self, trace: Trace, settings: Settings) -> Fixations:
-        """Turn edges on for one round; returns the new places. Edges to attended cells are turned on at no cost."""
-        pending = np.flatnonzero(trace.eligible & ~trace.on & trace.alive[trace.image[trace.parent]])
-        if settings.share_cells and self.grid.ratio is not None:
-            where, attended = trace.cell_place(), trace.fixation_place()
-        else:
-            # Every edge leads to a place of its own.
-            where, attended = np.arange(len(trace.parent)), pending[:0]
-        image = trace.image[trace.parent[pending]]
-        new, first = np.unique(where[pending], return_index=True)
-        fresh = np.bincount(image[first[~np.isin(new, attended)]], minlength=trace.images)
-        left = settings.allowed - np.bincount(trace.image, minlength=trace.images)
-        whole = (fresh <= left) & (settings.budget is None)
-        chosen = [pending[whole[image]]]
-        natural = [
-            image[whole[image]],
-            trace.cell_row[chosen[0]],
-            trace.cell_column[chosen[0]],
-            trace.parent[chosen[0]],
-        ]
-        chosen[0] = chosen[0][np.lexsort(natural[::-1])]
-        if not whole[image].all():
-            score = trace.scores()
-            for number in np.unique(image[~whole[image]]).tolist():
-                own = pending[image == number]
-                chosen.append(self._best(trace, settings, number, own, where, attended, score, int(left[number])))
-        return _new_fixations(trace, np.concatenate(chosen), where, attended)
-
-    def _best(
-        self,
-        trace: Trace,
-        settings: Settings,
-        image: int,
-        edges: Ints,
-        where: Ints,
-        attended: Ints,
-        score: Floats,
-        left: int,
-    ) -> Ints:
-        """The edges of one image that a round takes when not all can be: best path products first."""
-        parent = trace.parent[edges]
-        product = score[parent] * trace.probability[edges]
-        row, column = trace.cell_row[edges], trace.cell_column[edges]
-        order = best_first(product, trace.depth[parent] + 1, row, column, parent)
-        round_size = left if settings.budget is None else min(settings.beam, left)
-        taken, cut = affordable(order, where[edges], set(attended.tolist()), round_size)
-        if cut and round_size == left:
-            # Nothing more can be afforded: what is left stays off. Under a budget alone that is no truncation.
-            trace.eligible[np.delete(edges, taken)] = False
-            trace.cut[np.delete(edges, taken)] = True
-            by_budget = settings.select == "budget" and settings.budget == settings.allowed
-            trace.truncated[image] |= not by_budget
-        return edges[taken]
-
 
 def bytes_read(images: Images) -> list[int | None]:
     """Return the compressed bytes read of each image so far."""
     return [cost.bytes_read if (cost := getattr(image, "cost", None)) else None for image in images]
-
-
-def _glance(trace: Trace) -> Fixations:
-    count = trace.images
-    zeros, none = np.zeros(count, np.int64), np.zeros(0, np.int64)
-    region = np.array([root.as_tuple() for root in trace.roots]).reshape(count, 4)
-    return Fixations(np.arange(count), zeros, zeros, zeros, region, none, none)
-
-
-def _led_from(trace: Trace, fixations: Fixations) -> tuple[Ints, Ints]:
-    """Return the parent that leads to each fixation, -1 for none, and which of its cells each is."""
-    parent, cell = np.full(len(fixations.image), -1), np.zeros(len(fixations.image), np.int64)
-    parent[fixations.leads_to] = trace.parent[fixations.edge]
-    cell[fixations.leads_to] = trace.cell[fixations.edge]
-    return parent, cell
-
-
-def _new_fixations(trace: Trace, edges: Ints, where: Ints, attended: Ints) -> Fixations:
-    """Edges to attended places are on at once; the others make fixations, in the order of their first edges."""
-    order = np.argsort(attended)
-    slot = np.searchsorted(attended, where[edges], sorter=order)
-    index = order[np.minimum(slot, len(order) - 1)] if len(order) else np.zeros(len(edges), np.int64)
-    known = attended[index] == where[edges] if len(order) else np.zeros(len(edges), np.bool_)
-    trace.child[edges[known]] = index[known]
-    edges = edges[~known]
-    _, first, group = np.unique(where[edges], return_index=True, return_inverse=True)
-    by_first = np.argsort(first)
-    rank = np.argsort(by_first)
-    leading = edges[first[by_first]]
-    parent = trace.parent[leading]
-    return Fixations(
-        trace.image[parent],
-        trace.depth[parent] + 1,
-        trace.cell_column[leading],
-        trace.cell_row[leading],
-        trace.cell_region[leading],
-        edges,
-        rank[group],
-    )
-
-
-def _holds_image(region: Floats, bounds: Floats) -> Bools:
-    """Whether cells share area with the image; those that do not are no candidates."""
-    x, y, width, height = region.T
-    left, top, right, bottom = bounds.T
-    # What rounding alone shares is nothing.
-    inside: Bools = (np.minimum(x + width, right) - np.maximum(x, left) > 1e-6 * width) & (
-        np.minimum(y + height, bottom) - np.maximum(y, top) > 1e-6 * height
-    )
-    return inside
-
-
-def draw(trace: Trace, parents: Ints, cell: Ints, generator: Generators | None) -> Floats:
-    """Return uniforms in 0..1 on the edge axis."""
-    if generator is None or isinstance(generator, torch.Generator):
-        return torch.rand(len(parents), generator=generator, dtype=torch.float64).numpy()
-    if callable(generator):
-        return generator(trace, parents, cell)
-    image = trace.image[parents]
-    draws = np.empty(len(image))
-    for number in np.unique(image).tolist():
-        own = image == number
-        draws[own] = torch.rand(int(own.sum()), generator=generator[number], dtype=torch.float64).numpy()
-    return draws
-
-
-class Purpose(IntEnum):
-    """What draws of an image's own are for; those for one are not those for another."""
-
-    TILES = 1
-    GUIDE = 2
-    PLACES = 3
-    PATCHES = 4
-
-
-def own_draws(generator: Generators | None, image: int, images: int, count: int, purpose: Purpose) -> Floats:
-    """Return uniforms in 0..1 that an image has for something else than its cells.
-
-    Args:
-        image: its number among ``images``, in which each may stand several times, in runs.
-        count: how many.
-        purpose: heeded where the generator is a function that knows its images.
-    """
-    known = getattr(generator, "own", None)
-    if known is not None:
-        drawn: Floats = known(image, images, count, purpose)
-        return drawn
-    one = generator[image] if isinstance(generator, Sequence) else generator
-    own = one if isinstance(one, torch.Generator) else None
-    return torch.rand(count, generator=own, dtype=torch.float64).numpy()
 
 
 def _in_order(values: Ints) -> tuple[Ints, Ints]:

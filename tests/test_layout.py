@@ -15,7 +15,7 @@ FLOORS = [
     ["pyramid"],
     ["explain", "explanation", "formats", "doctor"],
     ["device", "ranks", "selection", "exits", "trace", "colours"],
-    ["tensor_image", "sampling", "context", "glimpses", "tiling"],
+    ["cells", "context", "draws", "glimpses", "rounds", "sampling", "tensor_image", "tiling"],
     ["encoders", "policy_gradient", "ppo"],
     ["traversal"],
     ["methods"],

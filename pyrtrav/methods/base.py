@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyrtrav.draws import Generators
 from pyrtrav.encoders.base import Encoder
 from pyrtrav.geometry import Region
 from pyrtrav.methods.criterion import Criterion
 from pyrtrav.sampling import Image, make_sampler
 from pyrtrav.selection import EDGE_SELECTS, Ints, Select, Settings
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Generators
 from pyrtrav.tree import Cell, Node
 
 Metrics = dict[str, float]

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrtrav.draws import Generators
 from pyrtrav.methods.base import Metrics, Model, Objective
 from pyrtrav.policy_gradient import batch_mean, log_likelihood
 from pyrtrav.sampling import Image
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Generators
 
 
 class CrossEntropy(Objective):

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pyrtrav.colours import Palette
 from pyrtrav.config import check_range
+from pyrtrav.draws import Generators
 from pyrtrav.encoders.base import Encoder, count_macs
 from pyrtrav.encoders.paper import FullyConnectedHead
 from pyrtrav.errors import PyramidError
@@ -33,7 +34,6 @@ from pyrtrav.methods.cross_entropy import CrossEntropy
 from pyrtrav.sampling import Image, read_block, root_of
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Generators
 from pyrtrav.tree import Node
 
 BLOCK_PIXELS = 4_000_000

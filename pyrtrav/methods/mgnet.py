@@ -35,6 +35,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyrtrav.config import check_range
+from pyrtrav.draws import Generators
 from pyrtrav.encoders.base import Encoder, count_macs, init_xavier
 from pyrtrav.errors import ConfigError
 from pyrtrav.glimpses import GlimpseSampler
@@ -44,7 +45,7 @@ from pyrtrav.policy_gradient import batch_mean, log_likelihood
 from pyrtrav.sampling import Image, Images, root_of
 from pyrtrav.selection import Ints, Settings
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Generators, bytes_read
+from pyrtrav.traversal import bytes_read
 from pyrtrav.tree import Node
 
 

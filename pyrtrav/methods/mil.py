@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pyrtrav.config import check_range
+from pyrtrav.draws import Generators, Purpose, own_draws
 from pyrtrav.encoders.base import Encoder, count_macs, init_xavier
 from pyrtrav.errors import PyramidError
 from pyrtrav.geometry import Region, halvings
@@ -42,7 +43,6 @@ from pyrtrav.sampling import Image, make_sampler, read_ahead, root_of
 from pyrtrav.selection import Settings
 from pyrtrav.tiling import Tiles, background_share, tiles_of, without_background
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Generators, Purpose, own_draws
 from pyrtrav.tree import Node
 
 

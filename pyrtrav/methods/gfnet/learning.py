@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pyrtrav.draws import Generators
 from pyrtrav.methods.base import Metrics, Objective
 from pyrtrav.methods.chain import chains
 from pyrtrav.methods.gfnet.config import GfnetConfig
@@ -18,7 +19,6 @@ from pyrtrav.ppo import discounted_returns, gaussian_log_prob, normalised, ppo_o
 from pyrtrav.sampling import Images
 from pyrtrav.selection import Select, Settings
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Generators
 
 
 class LookLoss(Objective):

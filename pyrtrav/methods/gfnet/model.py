@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyrtrav.draws import Generators, Purpose, own_draws
 from pyrtrav.encoders.base import Encoder, Encoding, count_macs, init_xavier
 from pyrtrav.methods.base import Model
 from pyrtrav.methods.chain import chain_contributions, chain_nodes, chains_by_length
@@ -18,7 +19,7 @@ from pyrtrav.methods.gfnet.proposal import PatchProposal, Proposed
 from pyrtrav.sampling import Image, Images, PatchSampler, StackSampler, make_sampler, read_ahead, root_of
 from pyrtrav.selection import Floats, Ints, Settings
 from pyrtrav.trace import Trace, take_rows
-from pyrtrav.traversal import Generators, Purpose, bytes_read, own_draws
+from pyrtrav.traversal import bytes_read
 from pyrtrav.tree import Node
 
 

@@ -15,12 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from pyrtrav.cells import cells_of
+from pyrtrav.draws import Draws, Generators, Purpose, draw, own_draws
 from pyrtrav.geometry import Region
 from pyrtrav.ranks import whole_mean
 from pyrtrav.sampling import Images
 from pyrtrav.selection import Bools, Floats, Ints
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Draws, Generators, Policy, Purpose, Traversal, draw, own_draws
+from pyrtrav.traversal import Policy, Traversal
 
 Boxes = Sequence[Sequence[Region]]
 """For each image of a trace its hints, in the frame of the trace's regions."""
@@ -126,7 +128,7 @@ def guided_draws(traversal: Traversal, hints: Boxes, guided: Bools, generator: G
         uniform = draw(trace, parents, cell, generator)
         image = trace.image[parents]
         forced = guided[image]
-        _, _, region = traversal.cells_of(trace, parents[forced], cell[forced])
+        _, _, region = cells_of(traversal.grid, trace, parents[forced], cell[forced])
         # Below any probability: the edge is on.
         uniform[np.flatnonzero(forced)[asked_for(region, image[forced], hints)]] = -1.0
         return uniform

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrtrav.draws import Generators
 from pyrtrav.methods.base import Metrics, Objective
 from pyrtrav.methods.topdown.config import TopDownConfig
 from pyrtrav.methods.topdown.guidance import (
@@ -30,7 +31,6 @@ from pyrtrav.ranks import whole_mean
 from pyrtrav.sampling import Images, repeat_images
 from pyrtrav.selection import Bools, Settings
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Generators
 
 
 class LearningRule(Objective):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrtrav.draws import Generators, Purpose, own_draws
 from pyrtrav.geometry import Grid, Region
 from pyrtrav.methods.base import Metrics, Objective
 from pyrtrav.methods.topdown.guidance import Boxes, asked_for, attached_logit, hints_of, missed_hints
@@ -21,7 +22,7 @@ from pyrtrav.ranks import whole_mean
 from pyrtrav.sampling import Images, root_of
 from pyrtrav.selection import Settings
 from pyrtrav.trace import Trace
-from pyrtrav.traversal import Generators, Places, Purpose, Traversal, own_draws
+from pyrtrav.traversal import Places, Traversal
 
 LOOKS = 8
 """Places an image and step."""

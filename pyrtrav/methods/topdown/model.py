@@ -5,6 +5,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyrtrav.draws import Generators
 from pyrtrav.encoders.base import Encoder, Encoding, count_macs, init_xavier
 from pyrtrav.encoders.paper import LEAKY_SLOPE
 from pyrtrav.methods.base import Model
@@ -14,7 +15,7 @@ from pyrtrav.methods.topdown.location import LocalLocation, Location
 from pyrtrav.sampling import Image, Images
 from pyrtrav.selection import Ints, Settings
 from pyrtrav.trace import Trace, take_rows
-from pyrtrav.traversal import Generators, Policy, Traversal
+from pyrtrav.traversal import Policy, Traversal
 
 
 class TopDown(Model):
