@@ -1,12 +1,12 @@
 """Encoders in `topdown`, compared at about equal parameters, and what a cell's surroundings add to a multigrid one.
 
     python -m benchmarks.encoders --data samples --out runs/encoders
-    python -m benchmarks.encoders --data mnist --arm multigrid-tree --arm multigrid-parent --epochs 4 --images 2000
+    python -m benchmarks.encoders --data mnist --arm multigrid-tree --arm multigrid-parent --epochs 4 --images 5000
     python -m benchmarks.encoders --data scenes --folds 0        # after `python -m benchmarks.scenes prepare`
     python -m benchmarks.encoders --report docs/encoders_compared.md
 
-``samples``: the repository's training samples, 1,024 px, as `pyrtrav train` trains on them. ``mnist``: noisy digits of
-28 px somewhere on 128 px, drawn anew at every load, held in memory. ``scenes``: the street scenes with hints, as
+``samples``: the repository's training samples, 1,024 px, as `pyrtrav train` trains on them. ``mnist``: digits of 28 px
+somewhere on 128 px, drawn anew at every load, held in memory. ``scenes``: the street scenes with hints, as
 `benchmarks.scenes` trains on them, in patches of 64 px, which the paper's encoders do not have. Elsewhere patches have
 32 px, and traversals two depths below the glance.
 
@@ -48,7 +48,9 @@ def plan(asked: argparse.Namespace) -> list[Job]:
                     if data == "scenes" and ARMS[arm].large is None:
                         continue
                     images = asked.images if data == "mnist" else 0
-                    jobs.append(Job(data, arm, seed, asked.epochs or EPOCHS[data], images, fold))
+                    lesson = asked.lesson if data == "scenes" else 0
+                    epochs = asked.epochs or EPOCHS[data]
+                    jobs.append(Job(data, arm, seed, epochs, images, fold, lesson, asked.bfloat16))
     return jobs
 
 
@@ -76,7 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--arm", action="append", choices=ARMS, help="may be given again; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="S")
     parser.add_argument("--epochs", type=int, help="default: 100 on samples, 8 on mnist, 12 after a lesson on scenes")
-    parser.add_argument("--images", type=int, default=2000, help="digits of an epoch on mnist, drawn of 55,000")
+    parser.add_argument("--images", type=int, default=5000, help="digits of an epoch on mnist, drawn of 55,000")
     parser.add_argument("--folds", type=int, nargs="+", default=[0], choices=range(5), metavar="K", help="of scenes")
     parser.add_argument("--source", type=Path, default=data_folder(), help="the data; default: PYRTRAV_DATA")
     parser.add_argument("--scenes", type=Path, default=Path("runs/scenes"), help="where the scenes were converted to")
@@ -85,6 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--bfloat16", action="store_true", help="train encoders in it, which are then judged in float32"
     )
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--device", default="cpu", help="on which mnist and samples are trained")
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="write the table of what was measured, and do nothing else"
@@ -102,6 +105,7 @@ def main() -> None:
             beside.write_text(text, encoding="utf-8")
         print(text)
         return
+    torch.set_num_threads(asked.threads)
     make_folder(asked.out)
     done = {record["job"] for record in read_results(asked.out)}
     for job in plan(asked):

@@ -18,14 +18,16 @@ class Arm:
 
 
 _SMALL, _LARGE = ("width=0.21",), ("width=0.181",)
+_MIXED = ("filters=101", "blocks=4", "stride=4", "resolutions=3")
 
 ARMS = {
     "paper": Arm("imagenet-m1"),
     "residual": Arm("residual", ("widths=[18,36,72,140]",), ("widths=[18,36,72,140]",)),
     "multigrid": Arm("multigrid", _SMALL, _LARGE),
-    "multires": Arm("multires", ("filters=101", "blocks=4"), ("filters=101", "blocks=4", "stride=4")),
-    "multigrid-tree": Arm("multigrid", _SMALL, _LARGE, ("share_cells=false",)),
-    "multigrid-parent": Arm("multigrid", _SMALL, _LARGE, ("share_cells=false", "context=parent")),
+    "multires": Arm("multires", _MIXED, _MIXED),
+    "multigrid-tree": Arm("multigrid", _SMALL, None, ("share_cells=false",)),
+    "multigrid-parent": Arm("multigrid", _SMALL, None, ("share_cells=false", "context=parent")),
 }
-"""The last two differ in context alone: what a parent's patch adds is their difference. ``multires`` trains filters and
-mixing weights together, on all data."""
+"""The last two differ in context alone: what a parent's patch adds is their difference. It is not measured on the
+scenes: most of that training is a lesson, whose places have no parents. ``multires`` trains filters and mixing weights
+together, on all data."""

@@ -1,4 +1,4 @@
-"""`topdown` trained on noisy digits in memory, epoch by epoch with a checkpoint after each."""
+"""`topdown` trained on digits in memory, epoch by epoch with a checkpoint after each."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pyrtrav.training.progress import Progress
 SIDE = 128
 DRAWS = 4
 """Evaluations of every image, each with draws of its own; digits also have new places and noise."""
-OPTIONS = {"max_depth": 2, "c_t": 8.0}
-BATCH, LR = 32, 1e-3
+OPTIONS = {"max_depth": 2, "c_t": (2.5, 5.0), "multi_level": True, "level_weights": (0.1, 0.3, 1.0)}
+BATCH, LR = 32, 2e-3
 VALIDATION = 1000
 
 
@@ -42,11 +42,11 @@ class DigitRun:
         self.rule = LearningRule(config, config.max_depth).to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR)
         self.training_digits, self.validation_digits = digits
-        self.seconds: float | None = None
+        self.seconds = 0.0
 
     def images(self, digits: Digits, index: Tensor, generator: torch.Generator) -> ImageStack:
         """Return new images of digits, in three equal channels."""
-        gray = digits.images(index, "noisy", SIDE, generator, side=SIDE)
+        gray = digits.images(index, "plain", SIDE, generator, side=SIDE)
         return ImageStack(gray.expand(-1, 3, -1, -1).contiguous())
 
     def epoch(self, number: int) -> dict[str, float]:
@@ -81,20 +81,20 @@ class DigitRun:
                 yield self.images(digits, index, own), digits.labels[index]
 
 
-def train_on_digits(job: Any, folder: Path, source: Path, device: str, *, bfloat16: bool = False) -> DigitRun:
-    """Train what is left of a job, the encoder in bfloat16 if asked; its seconds are its last epoch's times epochs."""
+def train_on_digits(job: Any, folder: Path, source: Path, device: str, *, bfloat16: bool) -> DigitRun:
+    """Train what is left of a job, the encoder in bfloat16 if asked."""
     run = DigitRun(job, load_digits(source, device), device)
     run.model.encoder.running = Running(bfloat16)
     path = folder / "checkpoint.safetensors"
     checkpoint = Checkpoint(path, repr(job), run.model, run.optimizer, [run.rule])
-    first = checkpoint.load()[0].epoch if path.exists() else 0
-    for number in range(first, job.epochs):
+    at = checkpoint.load()[0] if path.exists() else Progress()
+    for number in range(at.epoch, job.epochs):
         begun = time.perf_counter()
         metrics = run.epoch(number)
-        seconds = time.perf_counter() - begun
-        run.seconds = seconds * job.epochs
-        checkpoint.save(Progress(epoch=number + 1))
+        at = Progress(epoch=number + 1, seconds=at.seconds + time.perf_counter() - begun)
+        checkpoint.save(at)
         figures = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
-        print(f"  {number + 1}/{job.epochs}  {figures}  {seconds:.0f} s", flush=True)
+        print(f"  {number + 1}/{job.epochs}  {figures}  {at.seconds:.0f} s", flush=True)
+    run.seconds = at.seconds
     run.model.encoder.running = Running(bfloat16=False)
     return run

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from benchmarks.encoders_arms import ARMS
 
 Record = dict[str, Any]
 
-TITLES = {"samples": "The training samples", "mnist": "Noisy digits", "scenes": "Street scenes"}
+TITLES = {"samples": "The training samples", "mnist": "Digits on 128 px", "scenes": "Street scenes"}
 
 HEAD = """# Encoders compared
 
 `python -m benchmarks.encoders` trains `topdown` with one encoder after the other, alike but for the encoder, and
 `--report` writes this page. The encoders have about as many parameters as the paper's first module for ImageNet, which
-has no other size. `multigrid-tree` shares no cells between parents, as `multigrid-parent` may not: these two differ in
+has no other size; whole models differ more, since the module that says where to look grows with the encoder's map.
+`multigrid-tree` shares no cells between parents, as `multigrid-parent` may not: these two differ in
 [what surrounds a cell](encoders.md#a-cell-in-its-parents-patch) alone. Cells are those that were looked at below the
-glance of an image, of these two the paths to them; costs are of whole images; seconds are those of training.
+glance of an image, of these two the paths to them; costs are of whole images; seconds are those of training, on a
+machine that did other work beside.
 """
 
 
@@ -36,6 +41,24 @@ def _whole(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:.0f}"
 
 
+def _context(rows: Sequence[Record]) -> list[str]:
+    """What the parent's patch changes, image by image, with its standard error; runs of each arm by seed."""
+    arms: dict[str, dict[Any, Record]] = {"multigrid-tree": {}, "multigrid-parent": {}}
+    for row in rows:
+        if row["arm"] in arms:
+            arms[row["arm"]][row["seed"], row["epochs"], row["images"]] = row
+    tree, parent = arms.values()
+    pairs = [(parent[key], tree[key]) for key in parent if key in tree]
+    if not pairs:
+        return []
+    gaps = np.stack([(np.array(a["right"]) - b["right"]) / a["draws"] for a, b in pairs])
+    error = float(gaps.mean(0).std()) / math.sqrt(gaps.shape[1])
+    if len(pairs) > 1:
+        error = max(error, float(gaps.mean(1).std(ddof=1)) / math.sqrt(len(pairs)))
+    text = f"{100 * gaps.mean():+.1f} ± {100 * error:.1f} points of accuracy (standard error over images"
+    return ["", f"The parent's patch brings {text}{' and seeds' if len(pairs) > 1 else ''})."]
+
+
 def _table(records: Sequence[Record]) -> str:
     order = {name: place for place, name in enumerate(ARMS)}
     rows = sorted(records, key=lambda r: (r["epochs"], r["images"], r["fold"], order[r["arm"]], r["seed"]))
@@ -52,7 +75,8 @@ def _table(records: Sequence[Record]) -> str:
             f"{r['macs'] / 1e6:.0f} | {r['patch_macs'] / 1e6:.1f} | {r['parameters'] / 1e3:.0f} | "
             f"{r['encoder_parameters'] / 1e3:.0f} | {_whole(r['seconds'])} |"
         )
-    looked = sorted({r["looked_at"] for r in rows})
-    lines += ["", f"Accuracy over {' or '.join(f'{n:,}' for n in looked)} looks at validation images. Made by:", ""]
+    looked = sorted({(len(r["right"]), r["draws"]) for r in rows})
+    images = " or ".join(f"{count:,} images, {draws} times each" for count, draws in looked)
+    lines += ["", f"Accuracy is over {images}.", *_context(rows), "", "Made by:", ""]
     lines += [f"- {line}" for line in sorted({f"`{r['command']}`, {r['date'][:10]}, {r['machine']}" for r in rows})]
     return "\n".join([*lines, ""])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,12 +45,22 @@ class Job:
     images: int = 0
     """Of an epoch, where there are more."""
     fold: int = 0
+    lesson: int = 0
+    """Epochs of the lesson, on scenes."""
+    bfloat16: bool = False
+    """Of the encoder in training; what is trained is judged in float32."""
+
+    @property
+    def precision(self) -> str:
+        """The option of training."""
+        return f"precision={'bfloat16' if self.bfloat16 else 'float32'}"
 
     @property
     def name(self) -> str:
         images = f"-images{self.images}" if self.images else ""
         fold = f"-fold{self.fold}" if self.data == "scenes" else ""
-        return f"{self.data}-{self.arm}{fold}-seed{self.seed}-epochs{self.epochs}{images}"
+        how = (f"-lesson{self.lesson}" if self.lesson else "") + ("-bfloat16" if self.bfloat16 else "")
+        return f"{self.data}-{self.arm}{fold}-seed{self.seed}-epochs{self.epochs}{images}{how}"
 
 
 def size_of(model: TopDown) -> Record:
@@ -62,19 +73,29 @@ def size_of(model: TopDown) -> Record:
 
 
 @torch.inference_mode()
-def look(model: TopDown, batches: Iterable[tuple[Images, Tensor]], seed: int) -> Record:
-    """Return accuracy, and attended cells and multiply-accumulates an image, with draws as in training."""
+def look(model: TopDown, batches: Iterable[tuple[Images, Tensor]], seed: int, draws: int = DRAWS) -> Record:
+    """Return accuracy, and attended cells and multiply-accumulates an image, with draws as in training.
+
+    Args:
+        model: is left as it is.
+        batches: of all images, ``draws`` times over in one order.
+        seed: of the draws.
+        draws: how often each image is looked at; how often it was right is returned for each.
+    """
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     settings = Settings("sample", depth=model.max_depth, share_cells=model.config.share_cells)
-    right, count, cells, macs = 0, 0, 0.0, 0
+    right: list[int] = []
+    cells, macs = 0.0, 0
     for images, labels in batches:
         trace = model.look(images, settings, generator)
         believed = model.believe(trace, model.max_depth).argmax(1).cpu()
-        right, count = right + int((believed == labels.cpu()).sum()), count + len(labels)
+        right += (believed == labels.cpu()).long().tolist()
         cells += float(trace.cells_attended(model.max_depth).sum())
         macs += sum(model.macs(trace))
-    return {"accuracy": right / count, "cells": cells / count, "macs": macs / count, "looked_at": count}
+    count = len(right)
+    means = {"accuracy": sum(right) / count, "cells": cells / count, "macs": macs / count}
+    return {**means, "right": np.array(right).reshape(draws, -1).sum(0).tolist(), "draws": draws}
 
 
 def train(job: Job, dataset: Dataset, settings: Sequence[str], folder: Path, device: str, hints: Hints) -> Path:
@@ -92,16 +113,11 @@ def train(job: Job, dataset: Dataset, settings: Sequence[str], folder: Path, dev
     return trainer.run(resume=(folder / "checkpoint.safetensors").exists())
 
 
-def precision(asked: argparse.Namespace) -> str:
-    """The option of training; what is trained is judged in float32."""
-    return "precision=bfloat16" if asked.bfloat16 else "precision=float32"
-
-
 def on_samples(job: Job, folder: Path, asked: argparse.Namespace) -> Record:
     """The repository's training samples, with the defaults of `pyrtrav train`."""
     arm, dataset = ARMS[job.arm], load_dataset(SAMPLES, seed=job.seed)
     own = () if arm.encoder.startswith("imagenet") else ("base_resolution=32", *arm.small)
-    settings = (*own, *arm.method, f"epochs={job.epochs}", precision(asked))
+    settings = (*own, *arm.method, f"epochs={job.epochs}", job.precision)
     path = train(job, dataset, settings, folder, asked.device, Hints())
     loaded = load_model(path)
     model, examples = loaded.model, dataset.split("val")
@@ -123,7 +139,7 @@ def on_samples(job: Job, folder: Path, asked: argparse.Namespace) -> Record:
 
 def on_digits(job: Job, folder: Path, asked: argparse.Namespace) -> Record:
     """Noisy digits in memory."""
-    run = train_on_digits(job, folder, asked.source, asked.device, bfloat16=asked.bfloat16)
+    run = train_on_digits(job, folder, asked.source, asked.device, bfloat16=job.bfloat16)
     return {**look(run.model, run.validation(), job.seed), **size_of(run.model), "seconds": run.seconds}
 
 
@@ -134,24 +150,25 @@ def on_scenes(job: Job, folder: Path, asked: argparse.Namespace) -> Record:
     dataset = load_dataset(write_manifest(work, scenes, job.fold))
     hints = load_hints(write_hints(work, scenes, job.fold, 1.0), dataset)
     common = [option for option in COMMON if not option.startswith("widths")]
-    lengths = f"epochs=[{asked.lesson},1,1,1,{job.epochs}]"
-    settings = (*common, *arm.large, *TOPDOWN, *WITH_HINTS, *arm.method, lengths, precision(asked))
+    lengths = f"epochs=[{job.lesson},1,1,1,{job.epochs}]"
+    settings = (*common, *arm.large, *TOPDOWN, *WITH_HINTS, *arm.method, lengths, job.precision)
     path = train(job, dataset, settings, folder, "cpu", hints)
     predictor, rows = Predictor(path, device="cpu"), [scene for scene in scenes if scene.fold == job.fold]
-    begun, right, costs = time.perf_counter(), 0, []
+    begun, right, costs = time.perf_counter(), list[int](), []
     for scene in rows:
         (outcome,) = predictor.predict([pyramid_of(work, scene.name)])
         if outcome.error is not None:
             raise outcome.error
-        right += outcome.record["prediction"]["label"] == scene.label
+        right.append(int(outcome.record["prediction"]["label"] == scene.label))
         costs.append(outcome.record["cost"])
     model = load_model(path).model
     assert isinstance(model, TopDown)
     return {
-        "accuracy": right / len(rows),
+        "accuracy": sum(right) / len(rows),
+        "right": right,
+        "draws": 1,
         "cells": sum(cost["fixations"] - 1 for cost in costs) / len(rows),
         "macs": sum(cost["macs"] for cost in costs) / len(rows),
-        "looked_at": len(rows),
         "look_seconds": time.perf_counter() - begun,
         **size_of(model),
         "seconds": predictor.card.training["seconds"],

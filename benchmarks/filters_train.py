@@ -38,7 +38,7 @@ class Schedule:
 
     epochs: int = 400
     finetune_epochs: int = 40
-    """Of a network that was pruned."""
+    """Of a network that was pruned; a tenth of ``epochs`` unless asked otherwise."""
     images: int = 50_000
     """First images of the training set: four fifths for the filters, a fifth for the mixing weights."""
     batch: int = 128

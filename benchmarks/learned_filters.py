@@ -69,6 +69,8 @@ def train(asked: argparse.Namespace) -> None:
     """Train what is asked for and not done."""
     torch.set_num_threads(asked.threads)
     make_folder(asked.out)
+    if asked.finetune_epochs is None:
+        asked.finetune_epochs = max(asked.epochs // 10, 1)
     schedule = Schedule(**{field.name: getattr(asked, field.name) for field in fields(Schedule)})
     results = asked.out / "results.jsonl"
     rows = read_results(results)
@@ -123,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs/learned_filters"))
     add("--data", type=Path, default=data_folder() / "cifar10", help="JPEG XL shards, or a binary archive of CIFAR")
     add("--arms", nargs="+", default=["no-pooling", "predefined", "scale-invariant", "learned"])
-    add("--prune", nargs="*", default=["0.1", "0.2", ONE], help="0 is a control: fine-tuned, and nothing pruned")
+    add("--prune", nargs="*", default=["0", "0.1", "0.2", ONE], help="0 is a control: fine-tuned, and nothing pruned")
     add("--filters", type=int, default=64, help="of a layer; of the multigrid paper's networks their width in 64ths")
     add("--layers", type=int, default=10, help="the image layer and the classifier are two of them")
     add("--block", choices=sorted(BLOCKS), default="conv")
@@ -134,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
         if isinstance(default, bool):
             add(flag, action="store_true")
         else:
-            add(flag, type=type(default), default=default)
+            known = None if field.name == "finetune_epochs" else default
+            add(flag, type=type(default), default=known)
     add("--minutes", type=float, help="stop after the first epoch that ends later")
     add("--threads", type=int, default=1)
     add("--device", default="cpu")

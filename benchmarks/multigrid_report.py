@@ -73,6 +73,9 @@ IoU and error are the paper's: outputs of a half or more are labels, all test pi
 output, and the ten digits' shares averaged; background is no class. Its "mean Error" is the share of labels that are
 wrong (1 - precision), as in the authors' notebook, and says nothing of what is left out: *missed* is the share of the
 digits' pixels that have no label, and pixels are *right* where every output is. All in per cent.
+
+Of residual networks the paper's learning rate stays high for longer, which favours them in short runs: the sum of
+their rates is 2.5 times as large. In PMG and R-PMG some coarse outputs of the last sections are never read, as the paper's parameter counts ask.
 """
 
 
@@ -130,7 +133,9 @@ def _only(found: Results, task: str, able: Sequence[str], unable: Sequence[str])
         raise MissingError(", ".join(f"{network} on {task}" for network in missing))
     if not learned:
         return None, f"{text}: none learned it"
-    return learned == set(able), text
+    if learned != set(able):
+        return None, f"{text}: not all of the able learned it yet"
+    return True, text
 
 
 def _claims(found: Results) -> list[tuple[str, Callable[[], Verdict]]]:
@@ -141,7 +146,9 @@ def _claims(found: Results) -> list[tuple[str, Callable[[], Verdict]]]:
         text = "U-NET-11: rotation {}, affine {}, translation {}".format(*map(per_cent, values))
         if max(values) < LEARNED:
             return None, f"{text}: none is learned"
-        return values[0] >= LEARNED and values[1] >= LEARNED and values[2] < LEARNED, text
+        if values[2] >= LEARNED:
+            return False, text
+        return (True, text) if min(values[:2]) >= LEARNED else (None, f"{text}: not both are learned yet")
 
     return [
         ("segmentation: progressive is above U-NET", lambda: _above(found, "PMG-11", "U-NET-11")),

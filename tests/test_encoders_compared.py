@@ -3,13 +3,15 @@
 import pytest
 import torch
 
-from benchmarks.encoders_arms import ARMS
+from benchmarks.encoders_arms import ARMS, Arm
 from benchmarks.encoders_mnist import DigitRun
 from benchmarks.encoders_report import markdown
 from benchmarks.encoders_tasks import Job, look, size_of
 from benchmarks.mnist_images import Digits
-from pyrtrav.config import parse_assignments
+from benchmarks.scenes_arms import BASE, DEEPEST, TOPDOWN
+from pyrtrav.config import make_config, parse_assignments
 from pyrtrav.encoders import build_encoder
+from pyrtrav.methods.topdown import TopDown, TopDownConfig
 
 
 @pytest.mark.parametrize("base", [32, 64])
@@ -21,6 +23,13 @@ def test_encoders_have_about_as_many_parameters(base: int) -> None:
             continue
         encoder = build_encoder(arm.encoder, base_resolution=base, **parse_assignments(options))
         assert sum(weight.numel() for weight in encoder.parameters()) == pytest.approx(paper, rel=0.02)
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS.values() if arm.large is not None], ids=lambda arm: arm.encoder)
+def test_encoders_for_the_scenes_fit_their_traversal(arm: Arm) -> None:
+    encoder = build_encoder(arm.encoder, base_resolution=BASE, **parse_assignments(arm.large or ()))
+    config = make_config(TopDownConfig, parse_assignments((*TOPDOWN, *arm.method)))
+    assert TopDown(config, encoder, 4).max_depth == DEEPEST
 
 
 def test_arms_of_a_tree_differ_in_context_alone() -> None:
@@ -40,8 +49,9 @@ def test_digits_train_and_the_page_says_what_they_gave() -> None:
     assert metrics["loss"] > 0
     assert any(not torch.equal(old, new) for old, new in zip(before, run.model.parameters(), strict=True))
     images = run.images(digits, torch.arange(4), generator)
-    found = look(run.model, [(images, digits.labels[:4])] * 2, 0)
-    assert found["looked_at"] == 8
+    found = look(run.model, [(images, digits.labels[:4])] * 2, 0, draws=2)
+    assert len(found["right"]) == 4
+    assert sum(found["right"]) == 8 * found["accuracy"]
     assert 0 <= found["accuracy"] <= 1
     patch = size_of(run.model)["patch_macs"]
     assert found["macs"] > (1 + found["cells"]) * patch > found["cells"] * patch
@@ -52,3 +62,16 @@ def test_digits_train_and_the_page_says_what_they_gave() -> None:
     assert f"| residual | 1 of 32 | 0 | {found['accuracy']:.3f} | {found['cells']:.1f} |" in page
     assert "`the command`, 2026-01-02, a machine" in page
     assert page.count("Not measured yet.") == 2
+
+
+def test_what_the_parents_patch_brings_is_counted_image_by_image() -> None:
+    def row(arm: str, right: list[int]) -> dict[str, object]:
+        share = sum(right) / (2 * len(right))
+        same = {"data": "mnist", "seed": 0, "epochs": 1, "images": 9, "fold": 0, "draws": 2, "seconds": 1.0}
+        cost = {"cells": 1.0, "macs": 1.0, "patch_macs": 1.0, "parameters": 1, "encoder_parameters": 1}
+        where = {"command": "x", "date": "2026-01-02T03:04:05+00:00", "machine": "y"}
+        return {**same, **cost, **where, "arm": arm, "right": right, "accuracy": share}
+
+    page = markdown([row("multigrid-tree", [0, 1, 2, 1]), row("multigrid-parent", [1, 1, 2, 2])])
+    # Two of four images gain a half: a mean of 25 points, and half of their deviation of 25.
+    assert "brings +25.0 ± 12.5 points of accuracy (standard error over images)." in page
