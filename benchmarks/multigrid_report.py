@@ -75,7 +75,8 @@ wrong (1 - precision), as in the authors' notebook, and says nothing of what is 
 digits' pixels that have no label, and pixels are *right* where every output is. All in per cent.
 
 Of residual networks the paper's learning rate stays high for longer, which favours them in short runs: the sum of
-their rates is 2.5 times as large. In PMG and R-PMG some coarse outputs of the last sections are never read, as the paper's parameter counts ask.
+their rates is 2.5 times as large. In PMG and R-PMG some coarse outputs of the last sections are never read, as the
+paper's parameter counts ask.
 """
 
 
