@@ -71,7 +71,7 @@ def _schedule(task: str, asked: argparse.Namespace) -> Schedule:
     found = TASKS[task]
     iterations = asked.iterations or 200 * found.iterations_per_epoch
     scenes = asked.train_scenes or found.train, asked.test_scenes or found.test
-    return Schedule(iterations, *scenes, asked.batch, bfloat16=asked.bfloat16)
+    return Schedule(iterations, *scenes, asked.batch, bfloat16=asked.bfloat16, short=asked.short)
 
 
 def _left(results: Path, jobs: list[Job], schedule: Schedule) -> list[Job]:
@@ -104,6 +104,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, help="(default: the paper's)")
     parser.add_argument("--batch", type=int, default=64, help="scenes of an iteration")
     parser.add_argument("--bfloat16", action="store_true", help="train in it, twice as fast where a CPU has it")
+    parser.add_argument("--short", action="store_true", help="train by Adam: for runs far shorter than the paper's")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--train-scenes", type=int, help="(default: the paper's)")
     parser.add_argument("--test-scenes", type=int, help="(default: the paper's)")
