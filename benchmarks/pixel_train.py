@@ -136,7 +136,11 @@ class Run:
     def _begin_at_the_share(self) -> None:
         """Let the last bias say how many pixels have each label."""
         _, targets = self.train_scenes.batch(torch.arange(min(256, self.schedule.train_scenes), device=self.device))
-        *_, last = (bias for name, bias in self.model.get_submodule("output").named_parameters() if name.endswith("norms.0.bias"))
+        *_, last = (
+            bias
+            for name, bias in self.model.get_submodule("output").named_parameters()
+            if name.endswith("norms.0.bias")
+        )
         with torch.no_grad():
             last.copy_(torch.logit(targets.mean((0, 2, 3)), 1e-3))
 
