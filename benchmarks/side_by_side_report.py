@@ -8,7 +8,8 @@ from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from pyrtrav.explain.charting import save_chart, style
 
@@ -27,6 +28,13 @@ leave when they are sure enough; the confidences are fitted to a mean cost on ev
 and the other way round."""
 
 _FORMS = {"learned": "-", "random": "--", "centre": ":", "early exit": "-."}
+
+_MEANS = {
+    "learned": "stopped after each look",
+    "random": "at random places",
+    "centre": "at the centre",
+    "early exit": "early exit",
+}
 
 _COLOURS = {"topdown": "#c8102e", "mgnet": "#1f6feb", "gfnet": "#1a7f37", "mil": "#8250df", "fcn": "#606060"}
 
@@ -56,8 +64,7 @@ def markdown(rows: Sequence[Row]) -> str:
     gathered = gather(rows)
     lines = ["# The methods side by side", "", _introduction(rows), ""]
     lines += [
-        "![Accuracy against computing, a panel for each task; lines are runs that stop earlier, dashed at random "
-        "places, dotted at the centre, in dots and dashes with early exit.](methods_compared.png)",
+        "![Accuracy against computing, a panel for each task; lines are runs that stop earlier.](methods_compared.png)",
         "",
     ]
     header = (
@@ -116,30 +123,33 @@ def _cells(row: Row) -> str:
 
 
 def draw_chart(rows: Sequence[Row], path: Path) -> None:
-    """Draw accuracy against multiply-accumulates, a panel for each task; lines lead through what earlier stops cost.
-
-    Dashed: random places, dotted: the centre, dots and dashes: early exit.
-    """
+    """Draw accuracy against multiply-accumulates, a panel for each task; lines lead through what earlier stops cost."""
     gathered = gather(rows)
     with style():
-        figure = Figure(figsize=(5.2 * max(len(gathered), 1), 4.6), layout="constrained")
+        figure = Figure(figsize=(5.2 * max(len(gathered), 1), 5.2), layout="constrained")
+        drawn: dict[str, None] = {}
         for number, (task, arms) in enumerate(gathered.items()):
             axes = figure.add_subplot(1, len(gathered), number + 1, title=TITLES[task])
-            axes.set(xscale="log", xlabel="million multiply-accumulates an image", ylim=(0, 1.05))
+            axes.set(xscale="log", xlabel="million multiply-accumulates an image")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter("{x:,g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
             whole = sorted((row["macs"] / 1e6, row["accuracy"]) for arm, row in arms.items() if arm.startswith("fcn"))
             axes.plot(*zip(*whole, strict=True), color=_COLOURS["fcn"], linewidth=1)
             for arm, row in arms.items():
+                method, _, more = arm.replace(" with ", "-with ").partition("-")
+                drawn[method] = None
                 x, y = row["macs"] / 1e6, row["accuracy"]
-                colour = _COLOURS[arm.split("-")[0].split()[0]]
                 for way, points in row["curves"].items():
                     xs, ys = zip(*((point["macs"] / 1e6, point["accuracy"]) for point in points), strict=True)
-                    axes.plot(xs, ys, _FORMS[way], color=colour, linewidth=1)
-                axes.plot([x], [y], "o", color=colour)
-                below = -14 if not arm.startswith("fcn") else 7
-                axes.annotate(arm, (x, y), xytext=(0, below), textcoords="offset points", ha="center", fontsize=9)
-            axes.margins(x=0.2)
+                    axes.plot(xs, ys, _FORMS[way], color=_COLOURS[method], linewidth=1)
+                axes.plot([x], [y], "o", color=_COLOURS[method])
+                note = f"{more} px" if method == "fcn" else more
+                axes.annotate(note, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
+            axes.margins(x=0.1, y=0.1)
             if number == 0:
                 axes.set_ylabel("accuracy")
+        keys = [Line2D([], [], color=_COLOURS[method], marker="o", label=method) for method in drawn]
+        keys += [Line2D([], [], color="black", linestyle=form, label=_MEANS[way]) for way, form in _FORMS.items()]
+        figure.legend(handles=keys, loc="outside lower center", ncols=-(-len(keys) // 2), frameon=False)
         save_chart(figure, path, "Accuracy against computing")

@@ -42,9 +42,12 @@ def test_the_page_and_the_figure_hold_every_arm(tmp_path: Path) -> None:
     text = markdown(RESULTS)
     assert "| Tissue samples | fcn-64 | 40 | 0.250 | 2.0 | 1.0 | 0.050 | 1.0 |" in text
     assert "| Tissue samples | gfnet | learned | 0.650 (2.0, 3.0), 1.000 (2.0, 3.0) |" in text
-    draw_chart(RESULTS, tmp_path / "chart.png")
-    with Image.open(tmp_path / "chart.png") as picture:
-        assert picture.width > picture.height
+    widths = []
+    for rows in (RESULTS, [*RESULTS, *(row | {"task": "digits"} for row in RESULTS)]):
+        draw_chart(rows, tmp_path / "chart.png")
+        with Image.open(tmp_path / "chart.png") as picture:
+            widths.append(picture.width)
+    assert widths[1] > 1.5 * widths[0]  # a panel for each task
 
 
 def sure(right: list[list[float]]) -> Run:
