@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -27,7 +27,7 @@ Of `gfnet` also with places that nobody learned: random ones (mean of 3 draws) a
 leave when they are sure enough; the confidences are fitted to a mean cost on every other image and judged on the rest,
 and the other way round."""
 
-_FORMS = {"learned": "-", "random": "--", "centre": ":", "early exit": "-."}
+_FORMS: dict[str, Literal["-", "--", ":", "-."]] = {"learned": "-", "random": "--", "centre": ":", "early exit": "-."}
 
 _MEANS = {
     "learned": "stopped after each look",
