@@ -23,7 +23,7 @@ from pyrtrav.training.progress import Progress
 
 SIDE = 128
 DRAWS = 4
-"""Evaluations of every image, each with draws of its own; digits also have new places and noise."""
+"""Evaluations of every image, each with draws of its own; digits also have new places."""
 OPTIONS = {"max_depth": 2, "c_t": (2.5, 5.0), "multi_level": True, "level_weights": (0.1, 0.3, 1.0)}
 BATCH, LR = 32, 2e-3
 VALIDATION = 1000

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from benchmarks.differences import paired
 from benchmarks.encoders_arms import ARMS
 
 Record = dict[str, Any]
@@ -42,21 +42,20 @@ def _whole(seconds: float | None) -> str:
 
 
 def _context(rows: Sequence[Record]) -> list[str]:
-    """What the parent's patch changes, image by image, with its standard error; runs of each arm by seed."""
-    arms: dict[str, dict[Any, Record]] = {"multigrid-tree": {}, "multigrid-parent": {}}
+    """What the parent's patch changes, image by image; a line for each length and precision of training."""
+    runs: dict[tuple[Any, ...], dict[str, dict[int, Record]]] = {}
     for row in rows:
-        if row["arm"] in arms:
-            arms[row["arm"]][row["seed"], row["epochs"], row["images"]] = row
-    tree, parent = arms.values()
-    pairs = [(parent[key], tree[key]) for key in parent if key in tree]
-    if not pairs:
-        return []
-    gaps = np.stack([(np.array(a["right"]) - b["right"]) / a["draws"] for a, b in pairs])
-    error = float(gaps.mean(0).std()) / math.sqrt(gaps.shape[1])
-    if len(pairs) > 1:
-        error = max(error, float(gaps.mean(1).std(ddof=1)) / math.sqrt(len(pairs)))
-    text = f"{100 * gaps.mean():+.1f} ± {100 * error:.1f} points of accuracy (standard error over images"
-    return ["", f"The parent's patch brings {text}{' and seeds' if len(pairs) > 1 else ''})."]
+        alike = row["epochs"], row["images"], row["bfloat16"]
+        runs.setdefault(alike, {}).setdefault(row["arm"], {})[row["seed"]] = row
+    lines = []
+    for (epochs, *_), arms in runs.items():
+        tree, parent = arms.get("multigrid-tree", {}), arms.get("multigrid-parent", {})
+        pairs = [(parent[seed], tree[seed]) for seed in parent if seed in tree]
+        if pairs:
+            found = paired(np.stack([(np.array(a["right"]) - b["right"]) / a["draws"] for a, b in pairs]))
+            over = "images and seeds" if len(pairs) > 1 else "images"
+            lines += ["", f"After {epochs} epochs the parent's patch brings {found} (standard error over {over})."]
+    return lines
 
 
 def _table(records: Sequence[Record]) -> str:

@@ -138,7 +138,7 @@ def on_samples(job: Job, folder: Path, asked: argparse.Namespace) -> Record:
 
 
 def on_digits(job: Job, folder: Path, asked: argparse.Namespace) -> Record:
-    """Noisy digits in memory."""
+    """Digits in memory."""
     run = train_on_digits(job, folder, asked.source, asked.device, bfloat16=job.bfloat16)
     return {**look(run.model, run.validation(), job.seed), **size_of(run.model), "seconds": run.seconds}
 

@@ -3,48 +3,25 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from benchmarks.differences import NOT, REPRODUCED, UNDECIDED, Difference, paired
 from benchmarks.filters_jobs import DEPTH, ONE
 
 Row = dict[str, Any]
 
-REPRODUCED, NOT, UNDECIDED = "reproduced", "**not**", "undecided"
-
 LEVEL = 0.005
 """Accuracies that differ by less are called the same."""
-
-CERTAIN = 2.0
-"""Standard errors that a difference must have to count."""
 
 
 class MissingError(Exception):
     """A network that a claim needs is not trained yet."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Of two networks' accuracies on the same test images, and its standard error."""
-
-    value: float
-    error: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:+.1f} ± {100 * self.error:.1f} points"
-
-    def above(self, least: float = 0.0) -> str:
-        """Return whether it is above this: a verdict."""
-        if abs(self.value - least) <= CERTAIN * self.error:
-            return UNDECIDED
-        return REPRODUCED if self.value > least else NOT
 
 
 class Results:
@@ -78,11 +55,7 @@ class Results:
         pairs = [(firsts[row["seed"]], row) for row in self.find(*other) if row["seed"] in firsts]
         if not pairs:
             raise MissingError
-        gaps = np.stack([right(a).astype(float) - right(b) for a, b in pairs])
-        error = float(gaps.mean(0).std()) / math.sqrt(gaps.shape[1])
-        if len(pairs) > 1:
-            error = max(error, stdev(gaps.mean(1).tolist()) / math.sqrt(len(pairs)))
-        return Difference(float(gaps.mean()), error)
+        return paired(np.stack([right(a).astype(float) - right(b) for a, b in pairs]))
 
 
 def right(row: Row) -> NDArray[np.bool_]:

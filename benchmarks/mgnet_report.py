@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.differences import Difference, of_shares
 from benchmarks.mgnet_train import DATASETS
 from benchmarks.mnist_jobs import read_results
 from pyrtrav.files import written_whole
@@ -30,9 +31,6 @@ PAPER: dict[str, tuple[float, ...]] = {
 PAPER_MMAC = {"mgnet": (3.471, 7.011, 10.619, 14.296, 18.042), "ff": (67.95,)}
 TITLES = {"translated": "translated", "gaussian": "translated, Gaussian noise"}
 
-
-CERTAIN = 2.0
-"""Standard errors that a difference must have to count."""
 
 VERDICTS = """\
 What differs by less than two standard errors (after ±) is undecided: those of the mean over the 15 kinds of corruption,
@@ -116,13 +114,6 @@ def attack_accuracy(found: dict[str, list[Row]], dataset: str, model: str, eps: 
     return mean(values) if values else None
 
 
-def verdict(difference: float, error: float) -> str:
-    """Whether a difference that is claimed to be above zero is, by two standard errors."""
-    if abs(difference) <= CERTAIN * error:
-        return "undecided"
-    return "yes" if difference > 0 else "**no**"
-
-
 def orderings(found: dict[str, list[Row]], dataset: str) -> list[str]:
     """The four claims of the robustness section, with our figures."""
     ff, glimpses = found.get(f"{dataset}-ff"), found.get(f"{dataset}-mgnet")
@@ -133,16 +124,16 @@ def orderings(found: dict[str, list[Row]], dataset: str) -> list[str]:
     def over_kinds(rows: list[Row], glimpse: int) -> NDArray[np.float64]:
         return np.array([over_seeds(rows, lambda row, kind=kind: row["corruptions"][kind])[glimpse] for kind in kinds])
 
-    lines = ["| | the paper's claim | here | reproduced |", "|---|---|---|---|"]
+    lines = ["| | the paper's claim | here | verdict |", "|---|---|---|---|"]
     for number, glimpse, claim in (
         (1, -1, "corruptions: all glimpses are above the feed-forward net"),
         (2, 0, "corruptions: a single glimpse is above it already"),
     ):
         gaps = over_kinds(glimpses, glimpse) - over_kinds(ff, 0)
-        error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
+        gap = Difference(float(gaps.mean()), float(gaps.std(ddof=1)) / math.sqrt(len(gaps)))
         means = f"{100 * over_kinds(glimpses, glimpse).mean():.1f} against {100 * over_kinds(ff, 0).mean():.1f}"
-        here = f"{means}; {100 * gaps.mean():+.1f} ± {100 * error:.1f}, above in {(gaps > 0).sum()} of {len(gaps)}"
-        lines.append(f"| {number} | {claim} | {here} | {verdict(float(gaps.mean()), error)} |")
+        here = f"{means}; {gap}, above in {(gaps > 0).sum()} of {len(gaps)}"
+        lines.append(f"| {number} | {claim} | {here} | {gap.above()} |")
     for number, steps, claim in (
         (3, (4, 4), "PGD of 4 steps: glimpses are above the feed-forward net"),
         (4, (300, 20), "PGD: glimpses after 300 steps are above the feed-forward net after 20"),
@@ -155,10 +146,9 @@ def orderings(found: dict[str, list[Row]], dataset: str) -> list[str]:
             if ours is None or theirs is None:
                 lines.append(f"| {number} | {claim} | eps {eps:g} | not asked |")
                 continue
-            images = sum(row["attacked_images"] for row in glimpses)
-            error = math.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / images)
-            here = f"eps {eps:g}: {100 * ours:.1f} against {100 * theirs:.1f}, ± {100 * error:.1f}"
-            lines.append(f"| {number} | {claim} | {here} | {verdict(ours - theirs, error)} |")
+            gap = of_shares(ours, theirs, sum(row["attacked_images"] for row in glimpses))
+            here = f"eps {eps:g}: {100 * ours:.1f} against {100 * theirs:.1f}; {gap}"
+            lines.append(f"| {number} | {claim} | {here} | {gap.above()} |")
     return lines
 
 
@@ -166,12 +156,13 @@ def write_report(rows: list[Row]) -> str:
     """Return the page."""
     found = models(rows)
     schedule = rows[0]["schedule"]
-    dates = sorted(row["date"][:10] for row in rows)
+    dates = sorted({row["date"][:10] for row in rows})
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     seconds = ", ".join(f"{row['name']} {row['seconds'] / 60:.0f}" for row in rows)
     parts = [
         "# Multi-glimpse network: the toy experiments",
         "",
-        f"Written by `python -m benchmarks.mgnet_report`; {dates[0]} to {dates[-1]}, {rows[0]['machine']}, torch "
+        f"Written by `python -m benchmarks.mgnet_report`; {when}, {rows[0]['machine']}, torch "
         f"{rows[0]['torch']}; {', '.join(f'{k} {v}' for k, v in schedule.items())}; the paper's 400 epochs are of its "
         f"other experiments. Minutes of training: {seconds}.",
         "",

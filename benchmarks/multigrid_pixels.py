@@ -1,6 +1,6 @@
 """The segmentation and the spatial transformation of "Multigrid Neural Architectures" (sections 4.2, 4.3).
 
-    python -m benchmarks.multigrid_pixels --task segmentation --networks U-NET-11 PMG-11 --iterations 1500 --batch 8 --short
+    python -m benchmarks.multigrid_pixels --networks U-NET-11 PMG-11 --iterations 1500 --batch 8 --short
 
 Trains networks with an output for every pixel on scenes of MNIST digits, and tests them. What is done stays done: a
 result is a line of ``results.jsonl``, and a run that was interrupted goes on from its last checkpoint, to the same

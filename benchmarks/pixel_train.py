@@ -38,6 +38,7 @@ class Job:
 
 
 SHORT_LR = 3e-3
+"""Adam's first step in short runs."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Each function looks at one part of a data set and returns means over its images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def curves(predictor: Predictor, examples: Sequence[Example]) -> dict[str, list[
     for way, (select, seeds) in WAYS.get(predictor.card.method, {}).items():
         runs = [_run(predictor, examples, predictor.settings(select=select, seed=seed)) for seed in seeds]
         each = [[_point(run, labels, np.full(len(labels), depth)) for depth in _depths(run)] for run in runs]
-        found[way] = [_mean(points) for points in zip(*each, strict=True)]
+        found[way] = mean_points(each)
         if select is None:
             found["early exit"] = early_exits(runs[0], labels)
     return found
@@ -102,5 +102,8 @@ def _point(run: Run, labels: Ints, depths: Ints) -> Point:
     return {"accuracy": float((believed == labels).mean()), **means}
 
 
-def _mean(points: Sequence[Point]) -> Point:
-    return {name: float(np.mean([point[name] for point in points])) for name in points[0]}
+def mean_points(curves: Iterable[Sequence[Point]]) -> list[Point]:
+    """Return the mean of curves, point by point."""
+    return [
+        {name: float(np.mean([one[name] for one in same])) for name in same[0]} for same in zip(*curves, strict=True)
+    ]

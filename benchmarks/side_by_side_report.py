@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from benchmarks.side_by_side_judge import mean_points
 from pyrtrav.explain.charting import save_chart, style
 
 Row = dict[str, Any]
@@ -25,7 +25,8 @@ FIELDS = ("accuracy", "fixations", "macs", "pixels_decoded", "bytes_read", "seco
 FEWER = """\
 Of `gfnet` also with places that nobody learned: random ones (mean of 3 draws) and the centre. With early exit images
 leave when they are sure enough; the confidences are fitted to a mean cost on every other image and judged on the rest,
-and the other way round."""
+and the other way round. Here a belief after each depth is counted, which a run that asks for the last one alone does
+not form."""
 
 _FORMS: dict[str, Literal["-", "--", ":", "-."]] = {"learned": "-", "random": "--", "centre": ":", "early exit": "-."}
 
@@ -40,7 +41,7 @@ _COLOURS = {"topdown": "#c8102e", "mgnet": "#1f6feb", "gfnet": "#1a7f37", "mil":
 
 
 def gather(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
-    """Return, for each task and arm, means over seeds, weighed by the images that were judged."""
+    """Return, for each task and arm, means over seeds, weighed by the images that were judged; of curves unweighed."""
     runs: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         runs.setdefault(row["task"], {}).setdefault(row["arm"], []).append(row)
@@ -50,13 +51,8 @@ def gather(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
 def _merged(runs: Sequence[Row]) -> Row:
     images = sum(run["images"] for run in runs)
     means = {name: sum(run[name] * run["images"] for run in runs) / images for name in FIELDS}
-    curves = {way: _mean_curve([run["curves"][way] for run in runs]) for way in runs[0]["curves"]}
+    curves = {way: mean_points(run["curves"][way] for run in runs) for way in runs[0]["curves"]}
     return {**means, "images": images, "curves": curves}
-
-
-def _mean_curve(runs: Sequence[Sequence[Row]]) -> list[Row]:
-    """The mean over runs after each depth."""
-    return [{name: mean(run[name] for run in depth) for name in depth[0]} for depth in zip(*runs, strict=True)]
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -102,7 +98,8 @@ def _introduction(rows: Sequence[Row]) -> str:
         "encoder and augmentation, and on tissue and digits the same number of epochs; the scenes are fold 0 of "
         "[scenes.md](scenes.md), whose signs only `topdown with hints` was shown in training. Each image is looked at "
         "by itself, with nothing in the cache. `fcn-N` sees the whole image at N pixels, `mil` every tile of the "
-        "finest level. Milliseconds and minutes are those of a core of a machine that did other work beside."
+        "deepest level that the others reach. Milliseconds and minutes are those of a core of a machine that did other "
+        "work beside."
     )
 
 

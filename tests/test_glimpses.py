@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
+from benchmarks.gigapixel_glimpses import measure
+from benchmarks.make_slide import write_slide
 from pyrtrav.errors import ConfigError
 from pyrtrav.glimpses import GlimpseSampler
 from pyrtrav.pyramid import Pyramid, open_pyramid
@@ -139,3 +141,14 @@ def test_an_image_that_cannot_be_read_is_an_error_for_its_glimpses(wide_slide: P
 def test_single_pixels_of_slides_are_refused(wide_slide: Path) -> None:
     with open_pyramid(wide_slide) as pyramid, pytest.raises(ConfigError, match="by scale"):
         GlimpseSampler([pyramid], 28, CPU, by_scale=False)
+
+
+def test_the_benchmark_finds_glimpses_of_a_slide_equal_to_whole_levels(tmp_path: Path) -> None:
+    slide = write_slide(tmp_path / "slide.svs", 2048)
+    rows = measure(slide, 0)
+    assert [row[1] for row in rows] == ["32", "16", "8", "4", "2", "1", "1"]
+    for _, _, tiles, kilobytes, _, values, gradient in rows:
+        assert 1 <= float(tiles) <= 16
+        assert float(kilobytes) > 0
+        assert float(values) < 1e-2
+        assert float(gradient) < 1e-4

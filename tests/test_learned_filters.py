@@ -15,7 +15,8 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.cifar_images import Pictures
-from benchmarks.filters_claims import NOT, REPRODUCED, UNDECIDED, Results, right
+from benchmarks.differences import NOT, REPRODUCED, UNDECIDED
+from benchmarks.filters_claims import Results, decide_all, right
 from benchmarks.filters_jobs import Job, make_jobs
 from benchmarks.filters_report import page
 from benchmarks.filters_train import Data, Run, Schedule, build, pruned, share_out
@@ -194,6 +195,17 @@ class TestReport:
         assert difference.value == pytest.approx(0.05)
         assert difference.error == pytest.approx(0.1)
         assert difference.above() == UNDECIDED
+
+    def test_pruned_networks_are_compared_with_one_that_was_fine_tuned_alike(self) -> None:
+        mixing = [[0.7 - 0.08 * n, 0.1, 0.1, 0.1 + 0.08 * n] for n in range(8)]
+        rows = [result("learned", 0.60, mixing=mixing), result("learned", 0.68, how="0.1", macs=80, mixing=mixing)]
+        control = result("learned", 0.72, how="0", mixing=mixing)
+        alone, beside = (
+            next(line for line in decide_all(Results(some)) if "pruned at 0.1" in line[0])
+            for some in (rows, [*rows, control])
+        )
+        assert (alone[1], alone[2][:4]) == (REPRODUCED, "+8.0")
+        assert (beside[1], beside[2][:4]) == (NOT, "-4.0")
 
     def test_a_page_says_what_was_measured_and_what_was_not(self, tmp_path: Path) -> None:
         falling = [[0.7 - 0.08 * n, 0.1, 0.1, 0.1 + 0.08 * n] for n in range(8)]

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.mgnet_train import Job, Run, Schedule, draw_images
 from benchmarks.mnist_images import Digits
+from pyrtrav.encoders.running import Running
 
 
 def some_digits(count: int) -> Digits:
@@ -27,6 +28,18 @@ def test_digits_lie_whole_on_the_canvas_and_noise_is_clipped() -> None:
     black = noisy[plain == 0]
     assert (black == 0).double().mean() == pytest.approx(0.5, abs=0.01)
     assert black[(black > 0)].mean() / 255 == pytest.approx(0.3 * (2 / torch.pi) ** 0.5, rel=0.02)
+
+
+def test_training_in_bfloat16_is_judged_in_float32(tmp_path: Path) -> None:
+    found = []
+    for bfloat16 in (False, True):
+        schedule = Schedule(epochs=1, train_images=8, batch=4, bfloat16=bfloat16)
+        run = Run(Job("translated", "mgnet"), schedule, (some_digits(8), some_digits(10)), tmp_path, "cpu")
+        assert run.train(lambda: False) is not None
+        assert run.model.encoder.running == Running(bfloat16=False)
+        found.append(torch.cat([weight.detach().flatten() for weight in run.model.parameters()]))
+    assert not torch.equal(*found)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("job", [Job("translated", "mgnet"), Job("gaussian", "ff")], ids=lambda job: job.name)
