@@ -18,6 +18,7 @@ from benchmarks.mnist_images import data_folder
 from benchmarks.mnist_jobs import read_results
 from benchmarks.multigrid_figure import draw_examples
 from benchmarks.pixel_scenes import TASKS
+from benchmarks.pixel_train import SHORT_LR
 from pyrtrav.encoders.multigrid import PIXEL_NETWORKS
 from pyrtrav.files import written_whole
 
@@ -74,8 +75,8 @@ output, and the ten digits' shares averaged; background is no class. Its "mean E
 wrong (1 - precision), as in the authors' notebook, and says nothing of what is left out: *missed* is the share of the
 digits' pixels that have no label, and pixels are *right* where every output is. All in per cent.
 
-Of residual networks the paper's learning rate stays high for longer, which favours them in short runs: the sum of
-their rates is 2.5 times as large. In PMG and R-PMG some coarse outputs of the last sections are never read, as the
+Of residual networks the paper's learning rate stays high for longer, which favours them in runs of few iterations: the
+sum of their rates is 2.5 times as large. *Short* runs have Adam and one schedule for all instead. In PMG and R-PMG some coarse outputs of the last sections are never read, as the
 paper's parameter counts ask.
 """
 
@@ -205,20 +206,26 @@ def task_table(found: Results, task: str) -> str:
     return "\n".join(lines)
 
 
+def described(schedule: dict[str, Any]) -> str:
+    """A schedule in words."""
+    shown = dict(schedule)
+    short = shown.pop("short", False)
+    if short:
+        for name in ("lr", "momentum", "weight_decay"):
+            del shown[name]
+    text = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+    return text + (f", short: Adam from {SHORT_LR:g}, falling evenly to zero" if short else "")
+
+
 def provenance(rows: Sequence[Row]) -> str:
     """Where one task's numbers come from."""
     dates, seeds = sorted(row["date"][:10] for row in rows), sorted({row["seed"] for row in rows})
-    schedules = {
-        ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row["schedule"].items()) for row in rows
-    }
+    schedules = {described(row["schedule"]) for row in rows}
     machines = "; ".join(sorted({f"{row['machine']}, torch {row['torch']}" for row in rows}))
     wanted = 200 * TASKS[rows[0]["task"]].iterations_per_epoch
     share = "; ".join(f"{done / wanted:.1%}" for done in sorted({row["schedule"]["iterations"] for row in rows}))
     commands = "\n".join(sorted({"    " + row["command"] for row in rows}))
-    return (
-        f"{' / '.join(sorted(schedules))}: {share} of the paper's {wanted:,} iterations. Seeds {seeds}; {dates[0]} to "
-        f"{dates[-1]}; {machines}. Minutes are those of training; the machine may have had other work.\n\n{commands}"
-    )
+    return f"{' / '.join(sorted(schedules))}: {share} of the paper's {wanted:,} iterations. Seeds {seeds}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; {machines}. Minutes are those of training; the machine may have had other work.\n\n{commands}"
 
 
 def markdown(rows: Sequence[Row], figure: str | None = None) -> str:
