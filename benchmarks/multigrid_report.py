@@ -76,8 +76,8 @@ wrong (1 - precision), as in the authors' notebook, and says nothing of what is 
 digits' pixels that have no label, and pixels are *right* where every output is. All in per cent.
 
 Of residual networks the paper's learning rate stays high for longer, which favours them in runs of few iterations: the
-sum of their rates is 2.5 times as large. *Short* runs have Adam and one schedule for all instead. In PMG and R-PMG some coarse outputs of the last sections are never read, as the
-paper's parameter counts ask.
+sum of their rates is 2.5 times as large. *Short* runs have Adam and one schedule for all instead. In PMG and R-PMG some
+coarse outputs of the last sections are never read, as the paper's parameter counts ask.
 """
 
 
@@ -225,7 +225,11 @@ def provenance(rows: Sequence[Row]) -> str:
     wanted = 200 * TASKS[rows[0]["task"]].iterations_per_epoch
     share = "; ".join(f"{done / wanted:.1%}" for done in sorted({row["schedule"]["iterations"] for row in rows}))
     commands = "\n".join(sorted({"    " + row["command"] for row in rows}))
-    return f"{' / '.join(sorted(schedules))}: {share} of the paper's {wanted:,} iterations. Seeds {seeds}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; {machines}. Minutes are those of training; the machine may have had other work.\n\n{commands}"
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    return (
+        f"{' / '.join(sorted(schedules))}: {share} of the paper's {wanted:,} iterations. Seeds {seeds}; {when}; "
+        f"{machines}. Minutes are those of training; the machine may have had other work.\n\n{commands}"
+    )
 
 
 def markdown(rows: Sequence[Row], figure: str | None = None) -> str:
