@@ -8,7 +8,7 @@
 ``samples``: the repository's training samples, 1,024 px, as `pyrtrav train` trains on them. ``mnist``: digits of 28 px
 somewhere on 128 px, drawn anew at every load, held in memory. ``scenes``: the street scenes with hints, as
 `benchmarks.scenes` trains on them, in patches of 64 px, which the paper's encoders do not have. Elsewhere patches have
-32 px, and traversals two depths below the glance.
+32 px, and traversals go two depths below the glance, three on the samples.
 
 A job is a data set, an arm, a seed and a length (and a fold). It goes on from its checkpoint; what is done is a line of
 ``results.jsonl`` and is not done again.
@@ -35,7 +35,7 @@ from benchmarks.scenes import read_results
 from pyrtrav import __version__
 from pyrtrav.files import append_line, make_folder, written_whole
 
-EPOCHS = {"samples": 100, "mnist": 8, "scenes": 12}
+EPOCHS = {"samples": 300, "mnist": 8, "scenes": 12}
 
 
 def plan(asked: argparse.Namespace) -> list[Job]:
@@ -77,7 +77,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", action="append", choices=TASKS, help="may be given again; default: samples, mnist")
     parser.add_argument("--arm", action="append", choices=ARMS, help="may be given again; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="S")
-    parser.add_argument("--epochs", type=int, help="default: 100 on samples, 8 on mnist, 12 after a lesson on scenes")
+    parser.add_argument("--epochs", type=int, help="default: 300 on samples, 8 on mnist, 12 after a lesson on scenes")
     parser.add_argument("--images", type=int, default=5000, help="digits of an epoch on mnist, drawn of 55,000")
     parser.add_argument("--folds", type=int, nargs="+", default=[0], choices=range(5), metavar="K", help="of scenes")
     parser.add_argument("--source", type=Path, default=data_folder(), help="the data; default: PYRTRAV_DATA")
