@@ -81,10 +81,10 @@ class DigitRun:
                 yield self.images(digits, index, own), digits.labels[index]
 
 
-def train_on_digits(job: Any, folder: Path, source: Path, device: str, *, bfloat16: bool) -> DigitRun:
-    """Train what is left of a job, the encoder in bfloat16 if asked."""
+def train_on_digits(job: Any, folder: Path, source: Path, device: str) -> DigitRun:
+    """Train what is left of a job, the encoder in bfloat16 if the job says so."""
     run = DigitRun(job, load_digits(source, device), device)
-    run.model.encoder.running = Running(bfloat16)
+    run.model.encoder.running = Running(job.bfloat16)
     path = folder / "checkpoint.safetensors"
     checkpoint = Checkpoint(path, repr(job), run.model, run.optimizer, [run.rule])
     at = checkpoint.load()[0] if path.exists() else Progress()

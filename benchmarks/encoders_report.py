@@ -36,11 +36,6 @@ def markdown(records: Sequence[Record]) -> str:
     return "\n".join(parts)
 
 
-def _whole(seconds: float | None) -> str:
-    """Unknown where a run that was trained whole had to be evaluated again."""
-    return "" if seconds is None else f"{seconds:.0f}"
-
-
 def _context(rows: Sequence[Record]) -> list[str]:
     """What the parent's patch changes, image by image; a line for each length and precision of training."""
     runs: dict[tuple[Any, ...], dict[str, dict[int, Record]]] = {}
@@ -72,7 +67,7 @@ def _table(records: Sequence[Record]) -> str:
         lines.append(
             f"| {r['arm']}{fold} | {length} | {r['seed']} | {r['accuracy']:.3f} | {r['cells']:.1f} | "
             f"{r['macs'] / 1e6:.0f} | {r['patch_macs'] / 1e6:.1f} | {r['parameters'] / 1e3:.0f} | "
-            f"{r['encoder_parameters'] / 1e3:.0f} | {_whole(r['seconds'])} |"
+            f"{r['encoder_parameters'] / 1e3:.0f} | {r['seconds']:.0f} |"
         )
     looked = sorted({(len(r["right"]), r["draws"]) for r in rows})
     images = " or ".join(f"{count:,} images, {draws} times each" for count, draws in looked)

@@ -141,7 +141,7 @@ def on_samples(job: Job, folder: Path, asked: argparse.Namespace) -> Record:
 
 def on_digits(job: Job, folder: Path, asked: argparse.Namespace) -> Record:
     """Digits in memory."""
-    run = train_on_digits(job, folder, asked.source, asked.device, bfloat16=job.bfloat16)
+    run = train_on_digits(job, folder, asked.source, asked.device)
     return {**look(run.model, run.validation(), job.seed), **size_of(run.model), "seconds": run.seconds}
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.differences import Difference, of_shares
 from benchmarks.mgnet_train import DATASETS
-from benchmarks.mnist_jobs import read_results
+from benchmarks.mnist_jobs import days_of, read_results
 from pyrtrav.files import written_whole
 
 Row = dict[str, Any]
@@ -156,13 +156,11 @@ def write_report(rows: list[Row]) -> str:
     """Return the page."""
     found = models(rows)
     schedule = rows[0]["schedule"]
-    dates = sorted({row["date"][:10] for row in rows})
-    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     seconds = ", ".join(f"{row['name']} {row['seconds'] / 60:.0f}" for row in rows)
     parts = [
         "# Multi-glimpse network: the toy experiments",
         "",
-        f"Written by `python -m benchmarks.mgnet_report`; {when}, {rows[0]['machine']}, torch "
+        f"Written by `python -m benchmarks.mgnet_report`; {days_of(rows)}, {rows[0]['machine']}, torch "
         f"{rows[0]['torch']}; {', '.join(f'{k} {v}' for k, v in schedule.items())}; the paper's 400 epochs are of its "
         f"other experiments. Minutes of training: {seconds}.",
         "",

@@ -87,6 +87,12 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def days_of(rows: Iterable[dict[str, Any]]) -> str:
+    """The day on which results were made, or the first and the last one."""
+    days = sorted({row["date"][:10] for row in rows})
+    return " to ".join(dict.fromkeys((days[0], days[-1])))
+
+
 def append_result(path: Path, row: dict[str, Any]) -> None:
     """Append a result as a line of its own, also behind one that a crash has torn."""
     if path.exists() and not path.read_bytes().endswith(b"\n"):

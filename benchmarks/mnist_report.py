@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.mnist_chart import draw_figure
 from benchmarks.mnist_images import VARIANTS
-from benchmarks.mnist_jobs import read_results
+from benchmarks.mnist_jobs import days_of, read_results
 from pyrtrav.files import written_whole
 
 LEVEL = 0.002
@@ -211,13 +211,13 @@ def models_table(found: Results) -> str:
 
 def provenance(rows: list[Row]) -> str:
     """Where the numbers come from."""
-    first, dates = rows[0], sorted(row["date"] for row in rows)
+    first = rows[0]
     schedule = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in first["schedule"].items())
     commands = "\n".join(sorted({"    " + row["command"] for row in rows}))
     seeds = sorted({row["seed"] for row in rows})
     machines = "; ".join(sorted({row["machine"] for row in rows}))
     return (
-        f"{len(rows)} models, {dates[0][:10]} to {dates[-1][:10]}, seeds {seeds}, on {machines}, torch "
+        f"{len(rows)} models, {days_of(rows)}, seeds {seeds}, on {machines}, torch "
         f"{first['torch']}; {schedule}.\n\n{commands}\n"
     )
 

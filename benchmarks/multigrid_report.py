@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.mnist_images import data_folder
-from benchmarks.mnist_jobs import read_results
+from benchmarks.mnist_jobs import days_of, read_results
 from benchmarks.multigrid_figure import draw_examples
 from benchmarks.pixel_scenes import TASKS
 from benchmarks.pixel_train import SHORT_LR
@@ -219,16 +219,16 @@ def described(schedule: dict[str, Any]) -> str:
 
 def provenance(rows: Sequence[Row]) -> str:
     """Where one task's numbers come from."""
-    dates, seeds = sorted(row["date"][:10] for row in rows), sorted({row["seed"] for row in rows})
+    seeds = sorted({row["seed"] for row in rows})
     schedules = {described(row["schedule"]) for row in rows}
     machines = "; ".join(sorted({f"{row['machine']}, torch {row['torch']}" for row in rows}))
     wanted = 200 * TASKS[rows[0]["task"]].iterations_per_epoch
     share = "; ".join(f"{done / wanted:.1%}" for done in sorted({row["schedule"]["iterations"] for row in rows}))
     commands = "\n".join(sorted({"    " + row["command"] for row in rows}))
-    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return (
-        f"{' / '.join(sorted(schedules))}: {share} of the paper's {wanted:,} iterations. Seeds {seeds}; {when}; "
-        f"{machines}. Minutes are those of training; the machine may have had other work.\n\n{commands}"
+        f"{' / '.join(sorted(schedules))}: {share} of the paper's {wanted:,} iterations. Seeds {seeds}; "
+        f"{days_of(rows)}; {machines}. Minutes are those of training; the machine may have had other work."
+        f"\n\n{commands}"
     )
 
 

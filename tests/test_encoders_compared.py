@@ -56,7 +56,7 @@ def test_digits_train_and_the_page_says_what_they_gave() -> None:
     patch = size_of(run.model)["patch_macs"]
     assert found["macs"] > (1 + found["cells"]) * patch > found["cells"] * patch
 
-    record = {**vars(job), **found, **size_of(run.model), "seconds": None}
+    record = {**vars(job), **found, **size_of(run.model), "seconds": run.seconds}
     record |= {"command": "the command", "date": "2026-01-02T03:04:05+00:00", "machine": "a machine"}
     page = markdown([record])
     assert f"| residual | 1 of 32 | 0 | {found['accuracy']:.3f} | {found['cells']:.1f} |" in page
