@@ -17,11 +17,6 @@ A job is a data set, an arm, a seed and a length (and a fold). It goes on from i
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
-import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -31,9 +26,8 @@ from benchmarks.encoders_arms import ARMS
 from benchmarks.encoders_report import markdown
 from benchmarks.encoders_tasks import TASKS, Job
 from benchmarks.mnist_images import data_folder
-from benchmarks.scenes import read_results
-from pyrtrav import __version__
-from pyrtrav.files import append_line, make_folder, written_whole
+from benchmarks.results import append_result, made_here, read_results
+from pyrtrav.files import make_folder, written_whole
 
 EPOCHS = {"samples": 300, "mnist": 8, "scenes": 12}
 
@@ -61,14 +55,11 @@ def do(job: Job, asked: argparse.Namespace) -> dict[str, object]:
     begun = time.perf_counter()
     found = TASKS[job.data](job, folder, asked)
     return {
-        "job": job.name,
+        "name": job.name,
         **vars(job),
         **found,
         "run_seconds": round(time.perf_counter() - begun, 1),
-        "command": shlex.join(["python", "-m", "benchmarks.encoders", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), "
-        f"{asked.device}, torch {torch.__version__}, pyrtrav {__version__}",
+        **made_here(asked.device),
     }
 
 
@@ -99,24 +90,22 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     asked = parse()
+    results = asked.out / "results.jsonl"
     if asked.report is not None:
-        text = markdown(read_results(asked.out))
+        text = markdown(read_results(results))
         with written_whole(asked.report) as beside:
             beside.write_text(text, encoding="utf-8")
         print(text)
         return
     torch.set_num_threads(asked.threads)
     make_folder(asked.out)
-    done = {record["job"] for record in read_results(asked.out)}
+    done = {record["name"] for record in read_results(results)}
     for job in plan(asked):
         if job.name in done:
             continue
         print(job.name, flush=True)
         record = do(job, asked)
-        results = asked.out / "results.jsonl"
-        if results.exists() and not results.read_bytes().endswith(b"\n"):
-            append_line(results, "")
-        append_line(results, json.dumps(record))
+        append_result(results, record)
         print(
             f"  accuracy {record['accuracy']:.3f}, {record['cells']:.1f} cells, {record['run_seconds']:.0f} s",
             flush=True,

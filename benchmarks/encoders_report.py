@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.differences import paired
 from benchmarks.encoders_arms import ARMS
+from benchmarks.results import days_of, machines_of
 
 Record = dict[str, Any]
 
@@ -72,5 +73,5 @@ def _table(records: Sequence[Record]) -> str:
     looked = sorted({(len(r["right"]), r["draws"]) for r in rows})
     images = " or ".join(f"{count:,} images, {draws} times each" for count, draws in looked)
     lines += ["", f"Accuracy is over {images}.", *_context(rows), "", "Made by:", ""]
-    lines += [f"- {line}" for line in sorted({f"`{r['command']}`, {r['date'][:10]}, {r['machine']}" for r in rows})]
+    lines += [f"- {line}" for line in sorted({f"`{r['command']}`, {days_of([r])}, {machines_of([r])}" for r in rows})]
     return "\n".join([*lines, ""])

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.filters_claims import Results, Row, decide_all
 from benchmarks.filters_jobs import DEPTH, ONE
-from benchmarks.mnist_jobs import days_of, read_results
+from benchmarks.results import commands_of, days_of, machines_of, read_results
 from pyrtrav.encoders.multigrid import DESIGNS
 from pyrtrav.errors import PyrtravError
 from pyrtrav.explain.encoder_chart import save_structures_chart
@@ -125,11 +125,10 @@ def provenance(rows: list[Row]) -> str:
     first = rows[0]
     schedule = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in first["schedule"].items())
     hours = sum(row["epochs"] * row["epoch_processor_seconds"] for row in rows) / 3600
-    machines = "; ".join(sorted({row["machine"] for row in rows}))
-    commands = "\n".join(sorted({"    " + row["command"] for row in rows}))
+    commands = "\n".join(f"    {command}" for command in commands_of(rows))
     return (
         f"{len(rows)} networks, data {first['data']} (tested on {first['test_images']} images), {days_of(rows)}, "
-        f"seeds {sorted({row['seed'] for row in rows})}, on {machines}, torch {first['torch']}, "
+        f"seeds {sorted({row['seed'] for row in rows})}, on {machines_of(rows)}, "
         f"{hours:.1f} processor hours.\n\nSchedule: {schedule}. The mixing weights' rate is {_rate(first)}."
         f"\n\n{commands}"
     )

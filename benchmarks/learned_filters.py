@@ -25,16 +25,11 @@ times as fast: large buffers are then kept instead of being asked for again.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -42,7 +37,7 @@ from benchmarks.cifar_images import load_cifar
 from benchmarks.filters_jobs import ARMS, ONE, Job, make_jobs
 from benchmarks.filters_train import Run, Schedule, share_out
 from benchmarks.mnist_images import data_folder
-from benchmarks.mnist_jobs import append_result, read_results
+from benchmarks.results import append_result, made_here, read_results
 from pyrtrav.encoders.multires.blocks import BLOCKS
 from pyrtrav.errors import PyrtravError, nearest_name
 from pyrtrav.files import make_folder
@@ -91,25 +86,13 @@ def train(asked: argparse.Namespace) -> None:
         if found is None:
             print(f"stopped in {job.name}; the same command goes on", flush=True)
             return
-        append_result(results, found | {"data": source} | _where(schedule, asked))
+        append_result(results, found | {"data": source, "schedule": asdict(schedule)} | made_here(asked.device))
         print(f"{job.name}: {100 * found['accuracy']:.2f}%", flush=True)
 
 
 def _deadline(minutes: float | None) -> Callable[[], bool]:
     end = None if minutes is None else time.monotonic() + 60 * minutes
     return lambda: end is not None and time.monotonic() > end
-
-
-def _where(schedule: Schedule, asked: argparse.Namespace) -> dict[str, Any]:
-    cuda = asked.device.startswith("cuda")
-    cpu = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {asked.threads} thread(s)"
-    return {
-        "schedule": asdict(schedule),
-        "command": shlex.join(["python", "-m", "benchmarks.learned_filters", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": torch.cuda.get_device_name(asked.device) if cuda else cpu,
-        "torch": torch.__version__,
-    }
 
 
 def _is_pruning(text: str) -> bool:

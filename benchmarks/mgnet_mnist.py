@@ -12,12 +12,8 @@ checkpoint. Results are appended to ``results.jsonl``; ``python -m benchmarks.mg
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import shlex
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +22,7 @@ import torch
 from benchmarks.mgnet_robust import draw_test, right, under_attack, under_corruptions
 from benchmarks.mgnet_train import DATASETS, Job, Run, Schedule
 from benchmarks.mnist_images import data_folder, load_digits
-from benchmarks.mnist_jobs import append_result, read_results
+from benchmarks.results import append_result, made_here, read_results
 from pyrtrav.files import make_folder
 
 MODELS = ("mgnet", "ff")
@@ -50,7 +46,7 @@ def main() -> None:
         found = run.train(lambda: deadline is not None and time.time() > deadline)
         if found is None:
             return
-        row = found | _robustness(run, asked) | _where(schedule, asked)
+        row = found | _robustness(run, asked) | {"schedule": vars(schedule)} | made_here(asked.device)
         append_result(results, row)
         print(f"{job.name}  accuracy after each glimpse {row['accuracies']}", flush=True)
 
@@ -66,17 +62,6 @@ def _robustness(run: Run, asked: argparse.Namespace) -> dict[str, Any]:
         "corruptions": under_corruptions(run.model, *some),
         "attacked_images": asked.attacked,
         "attacked": under_attack(run.model, *few, asked.eps, asked.steps),
-    }
-
-
-def _where(schedule: Schedule, asked: argparse.Namespace) -> dict[str, Any]:
-    cpu = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {asked.threads} thread(s)"
-    return {
-        "schedule": vars(schedule),
-        "command": shlex.join(["python", "-m", "benchmarks.mgnet_mnist", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": torch.cuda.get_device_name(asked.device) if asked.device.startswith("cuda") else cpu,
-        "torch": torch.__version__,
     }
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.differences import Difference, of_shares
 from benchmarks.mgnet_train import DATASETS
-from benchmarks.mnist_jobs import days_of, read_results
+from benchmarks.results import commands_of, days_of, machines_of, read_results
 from pyrtrav.files import written_whole
 
 Row = dict[str, Any]
@@ -160,11 +160,11 @@ def write_report(rows: list[Row]) -> str:
     parts = [
         "# Multi-glimpse network: the toy experiments",
         "",
-        f"Written by `python -m benchmarks.mgnet_report`; {days_of(rows)}, {rows[0]['machine']}, torch "
-        f"{rows[0]['torch']}; {', '.join(f'{k} {v}' for k, v in schedule.items())}; the paper's 400 epochs are of its "
+        f"Written by `python -m benchmarks.mgnet_report`; {days_of(rows)}, {machines_of(rows)}; "
+        f"{', '.join(f'{k} {v}' for k, v in schedule.items())}; the paper's 400 epochs are of its "
         f"other experiments. Minutes of training: {seconds}.",
         "",
-        *(f"    {command}" for command in sorted({row["command"] for row in rows})),
+        *(f"    {command}" for command in commands_of(rows)),
         "",
         "## Table 4",
         "",

@@ -1,17 +1,13 @@
-"""Which models the MNIST experiments need, what each starts from, and the file that their results go to."""
+"""Which models the MNIST experiments need, and what each starts from."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from benchmarks.mnist_images import Variant
 from benchmarks.mnist_train import Job
-from pyrtrav.files import append_line
 
 # Appendix A.5.2.
 CELLS = {28: (2.0,), 56: (6.0, 12.0)}
@@ -73,28 +69,3 @@ def select(jobs: Iterable[Job], only: Sequence[str]) -> list[Job]:
         for each in reversed(line):
             chosen.setdefault(each.name, each)
     return list(chosen.values())
-
-
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """The results so far, the last one of each name; lines that a crash has torn are left out."""
-    if not path.exists():
-        return []
-    found: dict[str, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
-            row = json.loads(line)
-            found[row["name"]] = row
-    return list(found.values())
-
-
-def days_of(rows: Iterable[dict[str, Any]]) -> str:
-    """The day on which results were made, or the first and the last one."""
-    days = sorted({row["date"][:10] for row in rows})
-    return " to ".join(dict.fromkeys((days[0], days[-1])))
-
-
-def append_result(path: Path, row: dict[str, Any]) -> None:
-    """Append a result as a line of its own, also behind one that a crash has torn."""
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        append_line(path, "")
-    append_line(path, json.dumps(row))

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.mnist_chart import draw_figure
 from benchmarks.mnist_images import VARIANTS
-from benchmarks.mnist_jobs import days_of, read_results
+from benchmarks.results import commands_of, days_of, machines_of, read_results
 from pyrtrav.files import written_whole
 
 LEVEL = 0.002
@@ -211,15 +211,10 @@ def models_table(found: Results) -> str:
 
 def provenance(rows: list[Row]) -> str:
     """Where the numbers come from."""
-    first = rows[0]
-    schedule = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in first["schedule"].items())
-    commands = "\n".join(sorted({"    " + row["command"] for row in rows}))
+    schedule = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in rows[0]["schedule"].items())
+    commands = "\n".join(f"    {command}" for command in commands_of(rows))
     seeds = sorted({row["seed"] for row in rows})
-    machines = "; ".join(sorted({row["machine"] for row in rows}))
-    return (
-        f"{len(rows)} models, {days_of(rows)}, seeds {seeds}, on {machines}, torch "
-        f"{first['torch']}; {schedule}.\n\n{commands}\n"
-    )
+    return f"{len(rows)} models, {days_of(rows)}, seeds {seeds}, on {machines_of(rows)}; {schedule}.\n\n{commands}\n"
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ import safetensors.torch
 import torch
 
 from benchmarks.mnist_images import Digits, data_folder, load_digits
-from benchmarks.mnist_jobs import read_results
 from benchmarks.mnist_train import Job, build
+from benchmarks.results import read_results
 from pyrtrav.methods.topdown import TopDown
 from pyrtrav.sampling import ImageStack
 from pyrtrav.selection import Settings

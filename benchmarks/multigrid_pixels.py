@@ -18,22 +18,17 @@ The paper's descent hardly learns in a thousand of them that most pixels have no
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import shlex
 import sys
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.mnist_images import data_folder
-from benchmarks.mnist_jobs import append_result, read_results
 from benchmarks.pixel_scenes import TASKS, Scenes, draw_scenes, load_digit_sets
 from benchmarks.pixel_train import Job, Run, Schedule
+from benchmarks.results import append_result, made_here, read_results
 from pyrtrav.encoders.multigrid import PIXEL_NETWORKS
 from pyrtrav.files import make_folder
 
@@ -57,7 +52,7 @@ def main() -> None:
             )
             if result is None:
                 return
-            line = result | {"schedule": asdict(schedule)} | _where(asked.device)
+            line = result | {"schedule": asdict(schedule)} | made_here(asked.device)
             append_result(folder / "results.jsonl", line)
             print(f"{job.name}  IoU {result['iou']:.4f}  error {result['error']:.4f}", flush=True)
 
@@ -83,19 +78,6 @@ def _left(results: Path, jobs: list[Job], schedule: Schedule) -> list[Job]:
             sys.exit(f"{results}: holds {row['name']} of another schedule, {row['schedule']}; choose another --out")
     done = {row["name"] for row in rows}
     return [job for job in jobs if job.name not in done]
-
-
-def _where(device: str) -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    on_gpu = device.startswith("cuda")
-    return {
-        "command": shlex.join(["python", "-m", "benchmarks.multigrid_pixels", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": torch.cuda.get_device_name(device)
-        if on_gpu
-        else f"{cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores",
-        "torch": torch.__version__,
-    }
 
 
 def _arguments() -> argparse.Namespace:

@@ -15,10 +15,10 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.mnist_images import data_folder
-from benchmarks.mnist_jobs import days_of, read_results
 from benchmarks.multigrid_figure import draw_examples
 from benchmarks.pixel_scenes import TASKS
 from benchmarks.pixel_train import SHORT_LR
+from benchmarks.results import commands_of, days_of, machines_of, read_results
 from pyrtrav.encoders.multigrid import PIXEL_NETWORKS
 from pyrtrav.files import written_whole
 
@@ -221,13 +221,12 @@ def provenance(rows: Sequence[Row]) -> str:
     """Where one task's numbers come from."""
     seeds = sorted({row["seed"] for row in rows})
     schedules = {described(row["schedule"]) for row in rows}
-    machines = "; ".join(sorted({f"{row['machine']}, torch {row['torch']}" for row in rows}))
     wanted = 200 * TASKS[rows[0]["task"]].iterations_per_epoch
     share = "; ".join(f"{done / wanted:.1%}" for done in sorted({row["schedule"]["iterations"] for row in rows}))
-    commands = "\n".join(sorted({"    " + row["command"] for row in rows}))
+    commands = "\n".join(f"    {command}" for command in commands_of(rows))
     return (
         f"{' / '.join(sorted(schedules))}: {share} of the paper's {wanted:,} iterations. Seeds {seeds}; "
-        f"{days_of(rows)}; {machines}. Minutes are those of training; the machine may have had other work."
+        f"{days_of(rows)}; {machines_of(rows)}. Minutes are those of training; the machine may have had other work."
         f"\n\n{commands}"
     )
 

@@ -15,21 +15,8 @@ Any option of method, encoder and training can be changed by ``--set``; other se
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
-from typing import Any
-
-
-def read_results(work: Path) -> list[dict[str, Any]]:
-    """Return the lines of the results; a torn last one is left out, and its job is done again."""
-    path, records = work / "results.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
 
 
 def run(asked: argparse.Namespace) -> None:
@@ -38,9 +25,9 @@ def run(asked: argparse.Namespace) -> None:
     import torch
     from rich.console import Console
 
+    from benchmarks.results import append_result, read_results
     from benchmarks.scenes_data import convert_all
     from benchmarks.scenes_job import plan_jobs, run_job
-    from pyrtrav.files import append_line
     from pyrtrav.training.log import EpochReport
 
     torch.set_num_threads(asked.threads)
@@ -55,7 +42,8 @@ def run(asked: argparse.Namespace) -> None:
         hint_share=asked.hint_share,
         assignments=asked.set,
     )
-    done = {record["job"] for record in read_results(asked.work)}
+    results = asked.work / "results.jsonl"
+    done = {row["name"] for row in read_results(results)}
     waiting = [job for job in jobs if job.key not in done]
     console.print(f"{len(jobs)} jobs, {len(jobs) - len(waiting)} of them done")
 
@@ -68,10 +56,7 @@ def run(asked: argparse.Namespace) -> None:
         if asked.dry:
             continue
         record = run_job(job, asked.data, asked.work, show)
-        results = asked.work / "results.jsonl"
-        if results.exists() and not results.read_bytes().endswith(b"\n"):
-            append_line(results, "")
-        append_line(results, json.dumps(record))
+        append_result(results, record)
         right = sum(row["label"] == row["predicted"] for row in record["rows"])
         console.print(f"  {right} of {len(record['rows'])} right")
 
@@ -90,11 +75,12 @@ def prepare(asked: argparse.Namespace) -> None:
 
 def report(asked: argparse.Namespace) -> None:
     """Print the tables, and write them as markdown where that is asked for."""
+    from benchmarks.results import read_results
     from benchmarks.scenes_data import load_scenes
     from benchmarks.scenes_report import markdown
     from pyrtrav.files import written_whole
 
-    text = markdown(read_results(asked.work), load_scenes(asked.data))
+    text = markdown(read_results(asked.work / "results.jsonl"), load_scenes(asked.data))
     print(text)
     if asked.out is not None:
         with written_whole(asked.out) as beside:
@@ -103,9 +89,10 @@ def report(asked: argparse.Namespace) -> None:
 
 def pictures(asked: argparse.Namespace) -> None:
     """Draw one scene that was classified rightly and one that was not."""
+    from benchmarks.results import read_results
     from benchmarks.scenes_report import draw_pictures
 
-    for path in draw_pictures(read_results(asked.work), asked.work, asked.out or asked.work):
+    for path in draw_pictures(read_results(asked.work / "results.jsonl"), asked.work, asked.out or asked.work):
         print(path)
 
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
-import platform
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from benchmarks.results import made_here
 from benchmarks.scenes_arms import ARMS, COMMON, DEEPEST, WITH_HINTS
 from benchmarks.scenes_data import Scene, load_scenes, pyramid_of, write_hints, write_manifest
-from pyrtrav import __version__
 from pyrtrav.geometry import Region
 from pyrtrav.methods import METHODS
 from pyrtrav.methods.topdown.guidance import asked_for
@@ -98,7 +93,7 @@ def run_job(job: Job, data: Path, work: Path, on_epoch: Callable[[EpochReport], 
     predictor = Predictor(model)
     rows = [_look(predictor, scene, work) for scene in scenes if scene.fold == job.fold]
     return {
-        "job": job.key,
+        "name": job.key,
         "track": job.track,
         "arm": job.arm,
         "fold": job.fold,
@@ -111,10 +106,7 @@ def run_job(job: Job, data: Path, work: Path, on_epoch: Callable[[EpochReport], 
         "rows": rows,
         "model": str(model),
         "data": str(data),
-        "command": shlex.join(["python", "-m", "benchmarks.scenes", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), "
-        f"{predictor.device.type}, torch {torch.__version__}, pyrtrav {__version__}",
+        **made_here(predictor.device.type),
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.results import days_of, machines_of
 from benchmarks.scenes_arms import DEEPEST
 from benchmarks.scenes_chance import random_share
 from benchmarks.scenes_data import Scene, pyramid_of
@@ -173,7 +174,7 @@ def _settings(groups: Sequence[Group]) -> str:
         lines.append(
             f"- {found.name} ({found.track}): `{' '.join(found.settings)}`; seeds "
             f"{', '.join(map(str, sorted({record['seed'] for record in found.records})))}; "
-            f"{last['hinted_images']} scenes with hints; {last['machine']}; {last['date'][:10]}"
+            f"{last['hinted_images']} scenes with hints; {machines_of(found.records)}; {days_of(found.records)}"
         )
     return "\n".join(lines) + "\n"
 

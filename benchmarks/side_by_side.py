@@ -13,9 +13,6 @@ stays done; a training that was interrupted goes on where it was.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.mnist_images import data_folder
-from benchmarks.mnist_jobs import append_result, read_results
+from benchmarks.results import append_result, made_here, read_results
 from benchmarks.side_by_side_judge import curves, judge
 from benchmarks.side_by_side_report import draw_chart, markdown
 from benchmarks.side_by_side_tasks import TASKS, scene_hints
@@ -78,9 +75,7 @@ def measure(job: str, name: str, arm: str, seed: int, asked: argparse.Namespace)
         "curves": curves(predictor, examples),
         "settings": settings,
         "training_seconds": predictor.card.training["seconds"],
-        "command": shlex.join(["python", "-m", "benchmarks.side_by_side", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{predictor.device.type}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
+        **made_here(predictor.device.type),
     }
 
 

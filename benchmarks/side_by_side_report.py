@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from benchmarks.results import commands_of
 from benchmarks.side_by_side_judge import mean_points
 from pyrtrav.explain.charting import save_chart, style
 
@@ -92,7 +93,7 @@ def _curves(gathered: dict[str, dict[str, Row]]) -> list[str]:
 
 
 def _introduction(rows: Sequence[Row]) -> str:
-    commands = "; ".join(f"`{command}`" for command in sorted({row["command"] for row in rows}))
+    commands = "; ".join(f"`{command}`" for command in commands_of(rows))
     return (
         f"Written by `python -m benchmarks.side_by_side report` from {commands}. In a task all arms have the same "
         "encoder and augmentation, and on tissue and digits the same number of epochs; the scenes are fold 0 of "

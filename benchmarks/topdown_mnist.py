@@ -16,18 +16,16 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import platform
-import shlex
 import sys
 import time
-from datetime import UTC, datetime
 from multiprocessing.synchronize import Lock
 from pathlib import Path
 from typing import Any
 
 from benchmarks.mnist_images import VARIANTS, data_folder
-from benchmarks.mnist_jobs import append_result, beyond_jobs, paper_jobs, parent_of, read_results, select
+from benchmarks.mnist_jobs import beyond_jobs, paper_jobs, parent_of, select
 from benchmarks.mnist_train import Job, Schedule
+from benchmarks.results import append_result, made_here, read_results
 from pyrtrav.files import make_folder
 
 Queue = Any
@@ -95,22 +93,9 @@ def work(
             if result is None:
                 return
             with lock:
-                append_result(asked.out / "results.jsonl", result | _where(schedule, asked.device))
-
-
-def _where(schedule: Schedule, device: str) -> dict[str, Any]:
-    import torch
-
-    cpu = platform.processor() or platform.machine()
-    return {
-        "schedule": vars(schedule),
-        "command": shlex.join(["python", "-m", "benchmarks.topdown_mnist", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": torch.cuda.get_device_name(device)
-        if device.startswith("cuda")
-        else f"{cpu}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-    }
+                append_result(
+                    asked.out / "results.jsonl", result | {"schedule": vars(schedule)} | made_here(asked.device)
+                )
 
 
 def _check_schedule(results: Path, schedule: Schedule) -> None:

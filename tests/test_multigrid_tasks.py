@@ -6,6 +6,7 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -247,9 +248,9 @@ def test_results_become_a_page_and_a_picture(
     command = ["--task", "segmentation", "--networks", "SG-11", "--data", str(tmp_path), "--out", str(out)]
     command += ["--iterations", "2", "--batch", "2", "--train-scenes", "4", "--test-scenes", "2"]
 
-    def call(program: object, arguments: list[str]) -> None:
-        monkeypatch.setattr(sys, "argv", ["program", *arguments])
-        program.main()  # type: ignore[attr-defined]
+    def call(program: ModuleType, arguments: list[str]) -> None:
+        monkeypatch.setattr(sys, "argv", [str(program.__file__), *arguments])
+        program.main()
 
     try:
         call(multigrid_pixels, command)

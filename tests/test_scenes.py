@@ -121,7 +121,7 @@ def test_the_tables_hold_what_was_found(data: Path) -> None:
         }
         for scene in scenes
     ]
-    record = {"job": "x", "track": "hints", "arm": "topdown", "fold": 0, "seed": 0, "hint_share": 1.0, "rows": rows}
+    record = {"name": "x", "track": "hints", "arm": "topdown", "fold": 0, "seed": 0, "hint_share": 1.0, "rows": rows}
     record |= {"settings": ["a=1"], "training": {"seconds": 120}, "hinted_images": 5, "machine": "m", "date": "2026"}
     text = markdown([record], scenes)
     assert "| topdown | 1 | 16 | 0.750 | - | 0.750 | 2.00 | 0.080 | 3 | 0.500 | 2.0 |" in text
