@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.make_slide import write_slide
 from pyrtrav.files import make_folder, written_whole
 from pyrtrav.glimpses import GlimpseSampler
-from pyrtrav.pyramid import open_pyramid
+from pyrtrav.pyramid import Pyramid, open_pyramid
 from pyrtrav.pyramid.base import shared_cache
 
 SIZE = 64
@@ -80,6 +80,12 @@ class InMemory:
         return samples.permute(0, 3, 1, 2)
 
 
+def bytes_read(slide: Pyramid) -> int:
+    """Return the bytes read so far, of a slide whose reader counts them."""
+    assert slide.cost.bytes_read is not None
+    return slide.cost.bytes_read
+
+
 def look(path: Path, region: Tensor) -> tuple[Tensor, int, int]:
     """Return glimpses, the bytes and the tiles that they read, each by itself with nothing in the cache."""
     found, read, tiles = [], 0, 0
@@ -87,11 +93,11 @@ def look(path: Path, region: Tensor) -> tuple[Tensor, int, int]:
         sampler = GlimpseSampler([slide], SIZE, torch.device("cpu"))
         for one in torch.split(region, 1):
             shared_cache().clear()
-            bytes_before, tiles_before = slide.cost.bytes_read or 0, slide.cost.tiles_decoded
+            bytes_before, tiles_before = bytes_read(slide), slide.cost.tiles_decoded
             glimpse, errors = sampler(np.zeros(1, np.int64), one)
             assert not errors
             found.append(glimpse)
-            read += (slide.cost.bytes_read or 0) - bytes_before
+            read += bytes_read(slide) - bytes_before
             tiles += slide.cost.tiles_decoded - tiles_before
     return torch.cat(found), read, tiles
 
