@@ -13,6 +13,12 @@ from benchmarks.results import days_of, machines_of
 
 Record = dict[str, Any]
 
+DEFAULT = "residual"
+"""The encoder that the others are compared with."""
+
+ALIKE = ("epochs", "images", "lesson", "bfloat16", "seed", "fold")
+"""What two runs must have in common to be compared."""
+
 TITLES = {"samples": "The training samples", "mnist": "Digits on 128 px", "scenes": "Street scenes"}
 
 HEAD = """# Encoders compared
@@ -37,20 +43,34 @@ def markdown(records: Sequence[Record]) -> str:
     return "\n".join(parts)
 
 
+def _twin(row: Record, rows: Sequence[Record], arm: str) -> Record | None:
+    """Return the run of another arm that was trained alike, and looked at the same images."""
+    return next((r for r in rows if r["arm"] == arm and all(r[name] == row[name] for name in ALIKE)), None)
+
+
+def _gaps(one: Record, other: Record) -> list[float]:
+    """Return by how much one was right more often, image by image."""
+    return [a / one["draws"] - b / other["draws"] for a, b in zip(one["right"], other["right"], strict=True)]
+
+
+def _above(row: Record, rows: Sequence[Record]) -> str:
+    """Return by how much a run is above that of the default encoder."""
+    default = None if row["arm"] == DEFAULT else _twin(row, rows, DEFAULT)
+    return "" if default is None else str(paired(np.array([_gaps(row, default)])))
+
+
 def _context(rows: Sequence[Record]) -> list[str]:
-    """What the parent's patch changes, image by image; a line for each length and precision of training."""
-    runs: dict[tuple[Any, ...], dict[str, dict[int, Record]]] = {}
+    """Return what the parent's patch changes; a line for each way of training, over its seeds."""
+    found: dict[tuple[Any, ...], list[list[float]]] = {}
     for row in rows:
-        alike = row["epochs"], row["images"], row["bfloat16"]
-        runs.setdefault(alike, {}).setdefault(row["arm"], {})[row["seed"]] = row
+        tree = None if row["arm"] != "multigrid-parent" else _twin(row, rows, "multigrid-tree")
+        if tree is not None:
+            found.setdefault(tuple(row[name] for name in ALIKE[:4]), []).append(_gaps(row, tree))
     lines = []
-    for (epochs, *_), arms in runs.items():
-        tree, parent = arms.get("multigrid-tree", {}), arms.get("multigrid-parent", {})
-        pairs = [(parent[seed], tree[seed]) for seed in parent if seed in tree]
-        if pairs:
-            found = paired(np.stack([(np.array(a["right"]) - b["right"]) / a["draws"] for a, b in pairs]))
-            over = "images and seeds" if len(pairs) > 1 else "images"
-            lines += ["", f"After {epochs} epochs the parent's patch brings {found} (standard error over {over})."]
+    for (epochs, *_), gaps in found.items():
+        over = "images and seeds" if len(gaps) > 1 else "images"
+        gap = paired(np.array(gaps))
+        lines += ["", f"After {epochs} epochs the parent's patch brings {gap} (standard error over {over})."]
     return lines
 
 
@@ -58,20 +78,27 @@ def _table(records: Sequence[Record]) -> str:
     order = {name: place for place, name in enumerate(ARMS)}
     rows = sorted(records, key=lambda r: (r["epochs"], r["images"], r["fold"], order[r["arm"]], r["seed"]))
     lines = [
-        "| encoder | epochs | seed | accuracy | cells | multiply-accumulates, millions | of a patch | "
-        "parameters, thousands | of the encoder | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| encoder | epochs | seed | accuracy | above {DEFAULT} | cells | multiply-accumulates, millions | "
+        "of a patch | parameters, thousands | of the encoder | seconds |",
+        "|---" * 11 + "|",
     ]
     for r in rows:
         length = f"{r['epochs']}" + (f" of {r['images']:,}" if r["images"] else "")
         fold = f", fold {r['fold']}" if r["data"] == "scenes" else ""
         lines.append(
-            f"| {r['arm']}{fold} | {length} | {r['seed']} | {r['accuracy']:.3f} | {r['cells']:.1f} | "
-            f"{r['macs'] / 1e6:.0f} | {r['patch_macs'] / 1e6:.1f} | {r['parameters'] / 1e3:.0f} | "
+            f"| {r['arm']}{fold} | {length} | {r['seed']} | {r['accuracy']:.3f} | {_above(r, rows)} | "
+            f"{r['cells']:.1f} | {r['macs'] / 1e6:.0f} | {r['patch_macs'] / 1e6:.1f} | {r['parameters'] / 1e3:.0f} | "
             f"{r['encoder_parameters'] / 1e3:.0f} | {r['seconds']:.0f} |"
         )
     looked = sorted({(len(r["right"]), r["draws"]) for r in rows})
     images = " or ".join(f"{count:,} images, {draws} times each" for count, draws in looked)
-    lines += ["", f"Accuracy is over {images}.", *_context(rows), "", "Made by:", ""]
+    lines += [
+        "",
+        f"Accuracy is over {images}; differences are of the same images, with their standard error.",
+        *_context(rows),
+        "",
+        "Made by:",
+        "",
+    ]
     lines += [f"- {line}" for line in sorted({f"`{r['command']}`, {days_of([r])}, {machines_of([r])}" for r in rows})]
     return "\n".join([*lines, ""])
