@@ -3,6 +3,7 @@
 `load_cifar` takes any of
 
     a folder of ``train-00.jxl`` ...     lossless JPEG XL, each one picture of 50 x 100 images, and ``.npy`` labels
+                                         of these, or of more that would follow
     ``cifar-10-binary.tar.gz``           and ``cifar-100-binary.tar.gz``, as they are
     the folder that these unpack to
 
@@ -135,8 +136,9 @@ def _on(pictures: Pictures, device: str | torch.device) -> Pictures:
 
 def _from_shards(folder: Path, part: str, images: int | None = None) -> Pictures:
     paths = sorted(folder.glob(f"{part}-*.jxl"))
-    if not paths:
-        raise DatasetError(f"{folder}: holds no {part}-00.jxl")
+    wanted = [folder / f"{part}-{number:02}.jxl" for number in range(max(len(paths), 1))]
+    if missing := [path.name for path in wanted if path not in paths]:
+        raise DatasetError(f"{folder}: holds no {', '.join(missing)}; copy it again")
     needed = len(paths) if images is None else -(-max(images, 1) // (SHEET[0] * SHEET[1]))
     pixels = np.concatenate([_sheet(path) for path in paths[:needed]])
     labels_path = folder / f"{part}-labels.npy"

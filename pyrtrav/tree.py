@@ -7,6 +7,7 @@ ship with the package (``pyrtrav/schemas``); whatever is read back is checked ag
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -102,6 +103,8 @@ class ParseTree:
         check(data, TREE_SCHEMA, source)
         nodes = tuple(_node_from_dict(node) for node in data["nodes"])
         _check_links(nodes, source)
+        if "occlusion" in data:
+            _check_occlusion(data["occlusion"], len(nodes), source)
         record = {key: value for key, value in data.items() if key not in _TREE_ONLY}
         size = data["size"]
         return cls(
@@ -172,6 +175,17 @@ def _check_links(nodes: tuple[Node, ...], source: str) -> None:
         with_cells = [parent for parent in node.parents if nodes[parent].cells]
         if any((parent, node.id) not in edges for parent in with_cells):
             raise TreeError(f"{source}: node {node.id} names a parent whose cells do not name it")
+
+
+def _check_occlusion(occlusion: Mapping[str, Any], nodes: int, source: str) -> None:
+    """Every look has a number for each of its squares."""
+    side, looks = occlusion["squares"], occlusion["looks"]
+    if len(looks) != nodes:
+        raise TreeError(f"{source}: an occlusion of {len(looks)} looks, where there are {nodes}")
+    for number, look in enumerate(looks):
+        numbers = [value for row in look for value in row]
+        if [len(row) for row in look] != [side] * side or not all(map(math.isfinite, numbers)):
+            raise TreeError(f"{source}: the occlusion of look {number} is not {side} x {side} numbers")
 
 
 @cache

@@ -4,6 +4,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
@@ -139,6 +140,19 @@ class TestWhatIsRefused:
         assert len(load_cifar(path, train_images=7)[0]) == 7
         with pytest.raises(DatasetError, match="has 15 training images, not 16"):
             load_cifar(path, train_images=16)
+
+    def test_a_missing_sheet_of_images(self, tmp_path: Path) -> None:
+        (tmp_path / "classes.txt").write_text("a b")
+        sheet = np.zeros((100 * 32, 50 * 32, 3), np.uint8)
+        for name in ("train-00.jxl", "train-02.jxl", "test-00.jxl"):
+            (tmp_path / name).write_bytes(imagecodecs.jpegxl_encode(sheet, lossless=True))
+        for part in ("train", "test"):
+            np.save(tmp_path / f"{part}-labels.npy", np.arange(50_000) % 2)
+        with pytest.raises(DatasetError, match=r"holds no train-01\.jxl"):
+            load_cifar(tmp_path)
+        (tmp_path / "train-02.jxl").unlink()
+        train, test = load_cifar(tmp_path)  # there may be labels of more
+        assert (len(train), len(test)) == (5000, 5000)
 
     def test_something_else(self, tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match="no CIFAR-10 or CIFAR-100"):

@@ -38,6 +38,13 @@ def test_mixing_weights_are_the_encoders() -> None:
     assert portrait(build_encoder("residual", base_resolution=16, widths=[4, 8])).mixing is None
 
 
+def test_normalised_features_have_a_field_though_their_sum_has_none() -> None:
+    encoder = build_encoder("multires", base_resolution=32)
+    seen = portrait(encoder).seen
+    exact = portrait(encoder.double()).seen
+    torch.testing.assert_close(seen, exact, rtol=0, atol=1e-3)  # not rounding errors
+
+
 def test_a_portrait_changes_nothing_and_repeats() -> None:
     encoder = build_encoder("residual", base_resolution=16, widths=[4, 8]).train()
     first, again = portrait(encoder).seen, portrait(encoder).seen

@@ -16,6 +16,8 @@ from pyrtrav.encoders.multires.blocks import Mixing, MultiresLayer
 from pyrtrav.errors import ConfigError
 from pyrtrav.methods.fcn import Fcn, FcnConfig
 from pyrtrav.model_file import EncoderSpec, ModelCard, build_model, load_model, save_model
+from pyrtrav.sampling import ImageStack
+from pyrtrav.selection import Settings
 
 SMALL: dict[str, Any] = {"base_resolution": 16, "filters": 4, "blocks": 4, "resolutions": 3, "stride": 1}
 
@@ -185,6 +187,7 @@ class TestStructures:
         [
             ({"block": "conf"}, "unknown block 'conf'; did you mean 'conv'"),
             ({"structure": "learnt"}, "unknown structure 'learnt'; did you mean 'learned'"),
+            ({"learn_depth": "False"}, "learn_depth"),
             ({"blocks": 0}, "blocks must be 1 or more, got 0"),
             ({"base_resolution": 18}, "18 is no multiple of 4"),
             ({"kept": [[0]]}, "kept has 1 layers, outputs asks for layer 3"),
@@ -258,6 +261,26 @@ class TestPruning:
         patches = torch.rand(2, 3, 16, 16)
         assert torch.equal(loaded.encoder(patches).vector, model.encoder(patches).vector)
 
+    def test_a_pruned_encoder_takes_its_place_in_topdown(self, tmp_path: Path) -> None:
+        spec = EncoderSpec("multires", SMALL)
+        how = {"max_depth": 1, "selection": {"select": "all"}}
+        card = ModelCard("topdown", spec, {"max_depth": 1}, ("a", "b"), 3, **how)
+        model = build_model(card)
+        for logits in model.encoder.parts().mixing:
+            nn.init.normal_(logits, std=1.5)
+        image = ImageStack(torch.rand(1, 3, 32, 32))
+        trace = model.look(image, Settings("all", depth=1))
+        (before,) = model.macs(trace)
+        pruned = prune_to_one(model.encoder)
+        model.encoder = pruned
+        assert model.encoder is pruned
+        assert model.macs(trace)[0] < before
+        logits = model.believe(model.look(image, Settings("all", depth=1)), 1)
+        save_model(tmp_path / "pruned.safetensors", model, card)
+        loaded = load_model(tmp_path / "pruned.safetensors").model
+        assert loaded.encoder.kept == pruned.kept
+        assert torch.equal(loaded.believe(loaded.look(image, Settings("all", depth=1)), 1), logits)
+
     def test_it_sees_less(self) -> None:
         encoder = MultiresEncoder(**SMALL)
         encoder.keep([(0,)] * 4, encoder.outputs)
@@ -265,6 +288,9 @@ class TestPruning:
         assert encoder.receptive_field == 4 + 2 * 5
 
     def test_what_is_fixed_is_not_pruned(self) -> None:
+        fixed = learned(structure="scale-invariant", learn_depth=True)
+        for smaller in (prune(fixed, 0.4), prune_to_one(fixed)):
+            assert smaller.kept == fixed.kept[: len(smaller.kept)]
         with pytest.raises(ConfigError, match="mixing weights are fixed"):
             prune(MultiresEncoder(**SMALL, structure="scale-invariant"), 0.1)
         with pytest.raises(ConfigError, match="within 0 and 1, got 2"):

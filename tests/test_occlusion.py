@@ -10,17 +10,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pyrtrav.encoders import build_encoder
-from pyrtrav.errors import ConfigError
+from pyrtrav.errors import ConfigError, TreeError
 from pyrtrav.explain.panel import Sizes
+from pyrtrav.geometry import Region
 from pyrtrav.methods import METHODS
 from pyrtrav.methods.topdown import TopDown, TopDownConfig
 from pyrtrav.occlusion import pixels_before, sensitivities
 from pyrtrav.pyramid import open_pyramid
 from pyrtrav.selection import Settings
+from pyrtrav.tensor_image import InMemory
 from pyrtrav.tree import ParseTree
 from tests.program import run_program
 from tests.samples import TISSUE
 from tests.small import SmallEncoder, random_image
+from tests.trees import as_tree, look
 
 
 def log_odds(logits: torch.Tensor, label: int) -> float:
@@ -155,6 +158,25 @@ def test_the_command_draws_it_and_draws_it_again_from_the_tree(
     x = sizes.margin + best.region.x + (column + 0.5) * side
     y = sizes.header + best.region.y + (row + 0.5) * side
     assert np.ptp(first[round(y), round(x)].astype(int)) > 40
+
+
+DAMAGES = {
+    "a look is missing": [[[1.0, 2.0], [3.0, 4.0]]] * 2,
+    "a row is short": [[[1.0, 2.0], [3.0, 4.0]]] * 2 + [[[1.0], [3.0, 4.0]]],
+    "a look is empty": [[[1.0, 2.0], [3.0, 4.0]]] * 2 + [[]],
+    "a number is none": [[[1.0, 2.0], [3.0, 4.0]]] * 2 + [[[1.0, float("nan")], [3.0, 4.0]]],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_occlusion_is_no_part_of_a_tree(damage: str) -> None:
+    pyramid = InMemory(np.zeros((64, 64, 3), np.uint8), path="a.png", background=(255, 255, 255))
+    whole = as_tree(pyramid, [look(i, 0, Region(0, 0, 64, 64)) for i in range(3)]).to_dict()
+    whole["occlusion"] = {"squares": 2, "seed": 0, "looks": [[[1.0, 2.0], [3.0, 4.0]]] * 3}
+    assert ParseTree.from_dict(whole).record["occlusion"] == whole["occlusion"]
+    whole["occlusion"]["looks"] = DAMAGES[damage]
+    with pytest.raises(TreeError, match="occlusion of"):
+        ParseTree.from_dict(whole)
 
 
 def test_a_tree_without_an_occlusion_says_how_to_get_one(

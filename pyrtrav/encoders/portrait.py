@@ -30,9 +30,9 @@ class Portrait(NamedTuple):
 def portrait(encoder: Encoder, *, seed: int = 0) -> Portrait:
     """Return an encoder's effective receptive field and mixing weights.
 
-    The field is the mean size of the gradient of the features in the middle of the map with respect to the pixels, over
-    patches of uniform noise ("Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", Luo
-    et al., 2016).
+    The field is the mean size of the gradient of the features in the middle of the map, in random directions of theirs,
+    with respect to the pixels, over patches of uniform noise ("Understanding the Effective Receptive Field in Deep
+    Convolutional Neural Networks", Luo et al., 2016). Their sum would be no measure: normalised features have none.
     """
     seen = _seen(encoder, torch.Generator().manual_seed(seed))
     if isinstance(encoder, MultiresEncoder):
@@ -63,7 +63,8 @@ def _seen(encoder: Encoder, generator: torch.Generator) -> Tensor:
             patch.requires_grad_(True)
             features = encoder(patch).map
             middle = features[0, :, features.shape[2] // 2, features.shape[3] // 2]
-            (gradient,) = torch.autograd.grad(middle.sum(), patch)
+            direction = torch.randn(len(middle), generator=generator).to(middle)
+            (gradient,) = torch.autograd.grad(middle @ direction, patch)
             total += gradient[0].abs().sum(0).double().cpu()
     finally:
         encoder.train(training)

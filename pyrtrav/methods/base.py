@@ -28,6 +28,13 @@ class Model(nn.Module):
 
     encoder: Encoder
     max_depth: int
+    _macs: Any = None
+    """What modules cost, of a method that counts it once."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "encoder":
+            self._macs = None  # a pruned one costs less
+        super().__setattr__(name, value)
 
     @abstractmethod
     def look(self, images: Sequence[Image], settings: Settings, generator: Generators | None = None) -> Trace:

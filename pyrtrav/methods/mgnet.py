@@ -137,7 +137,6 @@ class Mgnet(Model):
         init_xavier(self.fusion)
         for module in (self.classify, self.judge, self.locate):
             init_xavier(module)
-        self._macs: list[int] | None = None
         self._gradient_scale = config.gradient_scale
 
     @contextmanager

@@ -26,6 +26,8 @@ Differs from the paper:
 6. Features are normalised over the channels of each position; ``norm="batch"`` is the paper's, with statistics for
    each resolution apart, on which it says nothing.
 7. The image layer may have a stride; the paper's is 1.
+8. `pyrtrav train` has one optimiser for all parameters, on all data. The paper's two parts in turn, pruning and
+   fine-tuning are `benchmarks.learned_filters`, on images alone.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -91,6 +93,8 @@ class MultiresEncoder(Encoder):
         outputs: Sequence[int] | None = None,
     ) -> None:
         _check_numbers(filters=filters, blocks=blocks, resolutions=resolutions, stride=stride)
+        if not isinstance(learn_depth, bool):
+            raise ConfigError(f"learn_depth must be true or false, got {learn_depth!r}")
         build = _named("block", block, BLOCKS)
         _named("structure", structure, STRUCTURES)
         total = stride * 2 ** (resolutions - 1)
@@ -170,9 +174,13 @@ class MultiresEncoder(Encoder):
         chosen = {id(logits) for logits in mixing}
         return Parts([weight for weight in self.parameters() if id(weight) not in chosen], mixing)
 
+    def mixtures(self) -> list[Mixing]:
+        """Return how each layer mixes its resolutions."""
+        return [layer.mixing for layer in self._layers()]
+
     def mixing_table(self) -> Tensor:
         """Return the mixing weights, shape (layer, resolution), in float64 on the CPU; 0 for what is not computed."""
-        return torch.stack([layer.mixing.table() for layer in self._layers()])
+        return torch.stack([mixing.table() for mixing in self.mixtures()])
 
     def encode(self, patches: Float[Tensor, "fixation channels size size"]) -> Encoding:
         """Encode normalised patches: the vector is the mean over the last layer."""

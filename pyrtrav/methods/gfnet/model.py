@@ -52,7 +52,6 @@ class Gfnet(Model):
         for judge in (self.judge_glance, self.judge_focus):
             init_xavier(judge)
         self.propose = PatchProposal(encoder, config.policy_hidden)
-        self._macs: tuple[int, int] | None = None
 
     def policy_weights(self) -> list[nn.Parameter]:
         return list(self.propose.parameters())

@@ -1,5 +1,7 @@
 """The top-down model: encoder, location, aggregation, merging and classification modules."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -39,7 +41,13 @@ class TopDown(Model):
         self.activation = nn.LeakyReLU(LEAKY_SLOPE)
         for module in (self.aggregate, self.merge, self.classify):
             init_xavier(module)
-        self._macs: dict[str, int] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A module that is assigned goes past a property's setter.
+        if name == "encoder":
+            self.traversal.encoder, self._macs = value, None
+        else:
+            super().__setattr__(name, value)
 
     @property
     def encoder(self) -> Encoder:  # type: ignore[override]
@@ -122,7 +130,8 @@ class TopDown(Model):
                 "merging": count_macs(self.merge, torch.zeros(1, 2 * size, device=device)),
                 "classification": count_macs(self.classify, vector),
             }
-        return self._macs
+        found: dict[str, int] = self._macs
+        return found
 
     def macs(self, trace: Trace) -> list[int]:
         cost = self.module_macs()
