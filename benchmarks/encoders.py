@@ -17,6 +17,7 @@ A job is a data set, an arm, a seed and a length (and a fold). It goes on from i
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from benchmarks.encoders_report import markdown
 from benchmarks.encoders_tasks import TASKS, Job
 from benchmarks.mnist_images import data_folder
 from benchmarks.results import append_result, made_here, read_results
+from pyrtrav.errors import PyrtravError
 from pyrtrav.files import make_folder, written_whole
 
 EPOCHS = {"samples": 300, "mnist": 8, "scenes": 12}
@@ -90,6 +92,14 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     asked = parse()
+    try:
+        run(asked)
+    except PyrtravError as error:
+        sys.exit(str(error))
+
+
+def run(asked: argparse.Namespace) -> None:
+    """Do the jobs that are not done, or write the report."""
     results = asked.out / "results.jsonl"
     if asked.report is not None:
         text = markdown(read_results(results))

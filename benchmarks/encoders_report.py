@@ -28,8 +28,9 @@ HEAD = """# Encoders compared
 has no other size; whole models differ more, since the module that says where to look grows with the encoder's map.
 `multigrid-tree` shares no cells between parents, as `multigrid-parent` may not: these two differ in
 [what surrounds a cell](encoders.md#a-cell-in-its-parents-patch) alone. Cells are those that were looked at below the
-glance of an image, of these two the paths to them; costs are of whole images; seconds are those of training, on a
-machine that did other work beside.
+glance of an image, of these two the paths to them. The filters and the mixing weights of `multires` are trained
+together, on all data, and not on two parts in turn as in its paper. Costs are of whole images; seconds are those of
+training, on a machine that did other work beside.
 """
 
 

@@ -74,9 +74,9 @@ def coarseness(row: Row) -> list[float]:
 Verdict = tuple[str, str]
 
 
-def _above(found: Results, one: str, other: str) -> Callable[[], Verdict]:
+def _above(found: Results, one: str, other: str, pruned: str | None = None) -> Callable[[], Verdict]:
     def decide() -> Verdict:
-        difference = found.difference((one, None), (other, None))
+        difference = found.difference((one, pruned), (other, None))
         return difference.above(), str(difference)
 
     return decide
@@ -114,11 +114,6 @@ def _spread(found: Results) -> Verdict:
     return (REPRODUCED if mean(heaviest) < 0.9 else NOT), text
 
 
-def _one_above_predefined(found: Results) -> Verdict:
-    difference = found.difference(("learned", ONE), ("predefined", None))
-    return difference.above(), str(difference)
-
-
 def _depth(found: Results) -> Verdict:
     difference = found.difference((DEPTH, None), ("learned", None))
     heavy = [int(np.argmax(row["depth"])) + 1 for row in found.find(DEPTH)]
@@ -137,7 +132,7 @@ def decide_all(found: Results) -> list[tuple[str, str, str]]:
         ("pruned at 0.1 it is as accurate, for 29% less (with 64 filters)", _costs_little(found, "0.1", LEVEL)),
         ("pruned at 0.2 it loses 0.2 points, for 34% less", _costs_little(found, "0.2", LEVEL)),
         ("pruned to one resolution it loses 1.4 points, for 37% less", _costs_little(found, ONE, 0.014 + LEVEL)),
-        ("pruned to one resolution it is above predefined pooling (1.1)", lambda: _one_above_predefined(found)),
+        ("pruned to one resolution it is above predefined pooling (1.1)", _above(found, *_PAIRS[0], pruned=ONE)),
         ("layers learn to work ever more coarsely (figure 3: a diagonal)", lambda: _diagonal(found)),
         ("a layer's weight is spread over several resolutions", lambda: _spread(found)),
         ("learning the depth too costs accuracy (0.5, table 3)", lambda: _depth(found)),

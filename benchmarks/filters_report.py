@@ -194,7 +194,6 @@ def _parts(rows: list[Row], kinds: dict[Kind, list[Row]], out: Path | None) -> I
     for number, (kind, same) in enumerate(kinds.items()):
         filters, layers, block, stride = kind
         image_layer = "" if stride == 1 else f", image layer's stride {stride}"
-        image_layer = "" if stride == 1 else f", image layer's stride {stride}"
         what = f"{filters} filters, {layers} layers, {block}{image_layer}"
         yield f"## {what}"
         yield networks_table(same, filters)

@@ -37,7 +37,7 @@ def main() -> None:
         sys.exit(f"{results}: holds results of another schedule; choose another --out")
     done = {row["name"] for row in read_results(results)}
     jobs = [Job(dataset, model, seed) for seed in asked.seeds for dataset in DATASETS for model in MODELS]
-    deadline = time.time() + 60 * asked.minutes if asked.minutes else None
+    deadline = time.time() + 60 * asked.minutes if asked.minutes is not None else None
     data = load_digits(asked.data, asked.device)
     for job in jobs:
         if job.name in done or (asked.only and not any(word in job.name for word in asked.only)):

@@ -30,14 +30,23 @@ from benchmarks.pixel_scenes import TASKS, Scenes, draw_scenes, load_digit_sets
 from benchmarks.pixel_train import Job, Run, Schedule
 from benchmarks.results import append_result, made_here, read_results
 from pyrtrav.encoders.multigrid import PIXEL_NETWORKS
+from pyrtrav.errors import PyrtravError
 from pyrtrav.files import make_folder
 
 
 def main() -> None:
     asked = _arguments()
+    try:
+        train(asked)
+    except PyrtravError as error:
+        sys.exit(str(error))
+
+
+def train(asked: argparse.Namespace) -> None:
+    """Train what is asked for and not done."""
     torch.set_num_threads(asked.threads)
     folder = make_folder(asked.out)
-    deadline = time.time() + 60 * asked.minutes if asked.minutes else None
+    deadline = time.time() + 60 * asked.minutes if asked.minutes is not None else None
     for task in asked.task:
         schedule = _schedule(task, asked)
         jobs = [Job(task, network, seed) for seed in asked.seeds for network in asked.networks]

@@ -43,7 +43,7 @@ def main() -> None:
     done = {row["name"] for row in read_results(results)}
     left = [job for job in select(jobs, asked.only) if job.name not in done]
     print(f"{len(left)} of {len(jobs)} models are left to train", flush=True)
-    deadline = time.time() + 60 * asked.minutes if asked.minutes else None
+    deadline = time.time() + 60 * asked.minutes if asked.minutes is not None else None
     context = multiprocessing.get_context("spawn")
     lock = context.Lock()
     lines = _lines(left)
