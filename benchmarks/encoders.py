@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.encoders_arms import ARMS
 from benchmarks.encoders_report import markdown
-from benchmarks.encoders_tasks import TASKS, Job
+from benchmarks.encoders_tasks import RATES, TASKS, Job
 from benchmarks.mnist_images import data_folder
 from benchmarks.results import append_result, made_here, read_results
 from pyrtrav.errors import PyrtravError
@@ -45,8 +45,8 @@ def plan(asked: argparse.Namespace) -> list[Job]:
                         continue
                     images = asked.images if data == "mnist" else 0
                     lesson = asked.lesson if data == "scenes" else 0
-                    epochs = asked.epochs or EPOCHS[data]
-                    jobs.append(Job(data, arm, seed, epochs, images, fold, lesson, asked.bfloat16))
+                    epochs, rate = asked.epochs or EPOCHS[data], asked.lr or RATES[data]
+                    jobs.append(Job(data, arm, seed, epochs, rate, images, fold, lesson, asked.bfloat16))
     return jobs
 
 
@@ -71,6 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--arm", action="append", choices=ARMS, help="may be given again; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="S")
     parser.add_argument("--epochs", type=int, help="default: 300 on samples, 8 on mnist, 12 after a lesson on scenes")
+    parser.add_argument("--lr", type=float, help="default: 5e-4 on samples, 2e-3 on mnist, 1e-3 on scenes")
     parser.add_argument("--images", type=int, default=5000, help="digits of an epoch on mnist, drawn of 55,000")
     parser.add_argument("--folds", type=int, nargs="+", default=[0], choices=range(5), metavar="K", help="of scenes")
     parser.add_argument("--source", type=Path, default=data_folder(), help="the data; default: PYRTRAV_DATA")

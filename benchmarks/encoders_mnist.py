@@ -25,7 +25,7 @@ SIDE = 128
 DRAWS = 4
 """Evaluations of every image, each with draws of its own; digits also have new places."""
 OPTIONS = {"max_depth": 2, "c_t": (2.5, 5.0), "multi_level": True, "level_weights": (0.1, 0.3, 1.0)}
-BATCH, LR = 32, 2e-3
+BATCH = 32
 VALIDATION = 1000
 
 
@@ -40,7 +40,7 @@ class DigitRun:
         self.job, self.device = job, torch.device(device)
         self.model = TopDown(config, build_encoder(arm.encoder, **own), CLASSES).to(self.device)
         self.rule = LearningRule(config, config.max_depth).to(self.device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=job.lr)
         self.training_digits, self.validation_digits = digits
         self.seconds = 0.0
 
@@ -52,7 +52,7 @@ class DigitRun:
     def epoch(self, number: int) -> dict[str, float]:
         """One pass over so many digits; returns the last metrics' means."""
         job, digits = self.job, self.training_digits
-        schedule = Schedule(job.epochs, lr=LR)
+        schedule = Schedule(job.epochs, lr=job.lr)
         own = torch.Generator(self.device).manual_seed(job.seed * 1000 + number)
         draws = torch.Generator().manual_seed(job.seed * 1000 + number)
         order = torch.randperm(len(digits), generator=own, device=self.device)[: job.images]

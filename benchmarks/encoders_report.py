@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,8 +46,9 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def _twin(row: Record, rows: Sequence[Record], arm: str) -> Record | None:
-    """Return the run of another arm that was trained alike, and looked at the same images."""
-    return next((r for r in rows if r["arm"] == arm and all(r[name] == row[name] for name in ALIKE)), None)
+    """Return the run of another arm that was trained alike, if possible as fast, and looked at the same images."""
+    twins = [r for r in rows if r["arm"] == arm and all(r[name] == row[name] for name in ALIKE)]
+    return min(twins, key=lambda twin: abs(math.log(twin["lr"] / row["lr"])), default=None)
 
 
 def _gaps(one: Record, other: Record) -> list[float]:
@@ -77,17 +79,17 @@ def _context(rows: Sequence[Record]) -> list[str]:
 
 def _table(records: Sequence[Record]) -> str:
     order = {name: place for place, name in enumerate(ARMS)}
-    rows = sorted(records, key=lambda r: (r["epochs"], r["images"], r["fold"], order[r["arm"]], r["seed"]))
+    rows = sorted(records, key=lambda r: (r["epochs"], r["images"], r["fold"], order[r["arm"]], -r["lr"], r["seed"]))
     lines = [
-        f"| encoder | epochs | seed | accuracy | above {DEFAULT} | cells | multiply-accumulates, millions | "
-        "of a patch | parameters, thousands | of the encoder | seconds |",
-        "|---" * 11 + "|",
+        f"| encoder | epochs | learning rate | seed | accuracy | above {DEFAULT} | cells | "
+        "multiply-accumulates, millions | of a patch | parameters, thousands | of the encoder | seconds |",
+        "|---" * 12 + "|",
     ]
     for r in rows:
         length = f"{r['epochs']}" + (f" of {r['images']:,}" if r["images"] else "")
         fold = f", fold {r['fold']}" if r["data"] == "scenes" else ""
         lines.append(
-            f"| {r['arm']}{fold} | {length} | {r['seed']} | {r['accuracy']:.3f} | {_above(r, rows)} | "
+            f"| {r['arm']}{fold} | {length} | {r['lr']:g} | {r['seed']} | {r['accuracy']:.3f} | {_above(r, rows)} | "
             f"{r['cells']:.1f} | {r['macs'] / 1e6:.0f} | {r['patch_macs'] / 1e6:.1f} | {r['parameters'] / 1e3:.0f} | "
             f"{r['encoder_parameters'] / 1e3:.0f} | {r['seconds']:.0f} |"
         )

@@ -42,7 +42,7 @@ def test_digits_train_and_the_page_says_what_they_gave() -> None:
     generator = torch.Generator().manual_seed(0)
     shown = torch.randint(0, 256, (64, 28, 28), generator=generator, dtype=torch.uint8)
     digits = Digits(shown, torch.randint(0, 10, (64,), generator=generator), torch.zeros(1, 1, dtype=torch.uint8))
-    job = Job("mnist", "residual", 0, 1, 32)
+    job = Job("mnist", "residual", 0, 1, 1e-3, 32)
     run = DigitRun(job, (digits, digits), "cpu")
     before = [weight.detach().clone() for weight in run.model.parameters()]
     metrics = run.epoch(0)
@@ -59,27 +59,33 @@ def test_digits_train_and_the_page_says_what_they_gave() -> None:
     record = {**vars(job), **found, **size_of(run.model), "seconds": run.seconds}
     record |= {"command": "the command", "date": "2026-01-02T03:04:05+00:00", "machine": "a machine"}
     page = markdown([record])
-    assert f"| residual | 1 of 32 | 0 | {found['accuracy']:.3f} |  | {found['cells']:.1f} |" in page
+    assert f"| residual | 1 of 32 | 0.001 | 0 | {found['accuracy']:.3f} |  | {found['cells']:.1f} |" in page
     assert "`the command`, 2026-01-02, a machine" in page
     assert page.count("Not measured yet.") == 2
 
 
-def row(arm: str, right: list[int], seed: int = 0) -> dict[str, object]:
+def row(arm: str, right: list[int], seed: int = 0, lr: float = 1e-3) -> dict[str, object]:
     """A line of the results: each image was looked at twice."""
     cost = {"cells": 1.0, "macs": 1.0, "patch_macs": 1.0, "parameters": 1, "encoder_parameters": 1, "seconds": 1.0}
     where = {"command": "x", "date": "2026-01-02T03:04:05+00:00", "machine": "y"}
     found = {"right": right, "draws": 2, "accuracy": sum(right) / (2 * len(right))}
-    return {**vars(Job("mnist", arm, seed, 1, 9)), **cost, **where, **found}
+    return {**vars(Job("mnist", arm, seed, 1, lr, 9)), **cost, **where, **found}
 
 
 def test_encoders_are_compared_with_the_default_one_of_the_same_seed() -> None:
     page = markdown([row("residual", [0, 1, 2, 1]), row("paper", [1, 1, 2, 2]), row("multires", [2, 2, 2, 2], seed=1)])
-    assert "| paper | 1 of 9 | 0 | 0.750 | +25.0 ± 12.5 points | 1.0 |" in page
-    assert "| residual | 1 of 9 | 0 | 0.500 |  | 1.0 |" in page
-    assert "| multires | 1 of 9 | 1 | 1.000 |  | 1.0 |" in page
+    assert "| paper | 1 of 9 | 0.001 | 0 | 0.750 | +25.0 ± 12.5 points | 1.0 |" in page
+    assert "| residual | 1 of 9 | 0.001 | 0 | 0.500 |  | 1.0 |" in page
+    assert "| multires | 1 of 9 | 0.001 | 1 | 1.000 |  | 1.0 |" in page
 
 
 def test_what_the_parents_patch_brings_is_counted_image_by_image() -> None:
     page = markdown([row("multigrid-tree", [0, 1, 2, 1]), row("multigrid-parent", [1, 1, 2, 2])])
     # Two of four images gain a half: a mean of 25 points, and half of their deviation of 25.
     assert "the parent's patch brings +25.0 ± 12.5 points (standard error over images)." in page
+
+
+def test_runs_of_the_same_rate_are_compared_where_there_are_some() -> None:
+    trees = [row("multigrid-tree", [2, 2, 2, 2], lr=2e-3), row("multigrid-tree", [0, 1, 2, 1])]
+    page = markdown([*trees, row("multigrid-parent", [1, 1, 2, 2])])
+    assert "the parent's patch brings +25.0 ± 12.5 points" in page
