@@ -31,7 +31,7 @@ from benchmarks.results import append_result, made_here, read_results
 from pyrtrav.errors import PyrtravError
 from pyrtrav.files import make_folder, written_whole
 
-EPOCHS = {"samples": 300, "mnist": 8, "scenes": 12}
+EPOCHS = {"samples": 150, "mnist": 16, "scenes": 8}
 
 
 def plan(asked: argparse.Namespace) -> list[Job]:
@@ -70,14 +70,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", action="append", choices=TASKS, help="may be given again; default: samples, mnist")
     parser.add_argument("--arm", action="append", choices=ARMS, help="may be given again; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="S")
-    parser.add_argument("--epochs", type=int, help="default: 300 on samples, 8 on mnist, 12 after a lesson on scenes")
+    parser.add_argument("--epochs", type=int, help="default: 150 on samples, 16 on mnist, 8 after a lesson on scenes")
     parser.add_argument("--lr", type=float, help="default: 5e-4 on samples, 2e-3 on mnist, 1e-3 on scenes")
     parser.add_argument("--images", type=int, default=5000, help="digits of an epoch on mnist, drawn of 55,000")
     parser.add_argument("--folds", type=int, nargs="+", default=[0], choices=range(5), metavar="K", help="of scenes")
     parser.add_argument("--source", type=Path, default=data_folder(), help="the data; default: PYRTRAV_DATA")
     parser.add_argument("--scenes", type=Path, default=Path("runs/scenes"), help="where the scenes were converted to")
     parser.add_argument("--out", type=Path, default=Path("runs/encoders"))
-    parser.add_argument("--lesson", type=int, default=130, help="epochs of the lesson on scenes")
+    parser.add_argument("--lesson", type=int, default=60, help="epochs of the lesson on scenes")
     parser.add_argument(
         "--bfloat16", action="store_true", help="train encoders in it, which are then judged in float32"
     )

@@ -32,6 +32,9 @@ has no other size; whole models differ more, since the module that says where to
 glance of an image, of these two the paths to them. The filters and the mixing weights of `multires` are trained
 together, on all data, and not on two parts in turn as in its paper. Costs are of whole images; seconds are those of
 training, on a machine that did other work beside.
+
+Learning rates are those at which the default encoder learns; where another one does not, or only late, there is a row
+with a lower rate too. Trainings are short, and of one seed unless there are rows of several.
 """
 
 
