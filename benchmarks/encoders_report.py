@@ -34,7 +34,8 @@ together, on all data, and not on two parts in turn as in its paper. Costs are o
 training, on a machine that did other work beside.
 
 Learning rates are those at which the default encoder learns; where another one does not, or only late, there is a row
-with a lower rate too. Trainings are short, and of one seed unless there are rows of several.
+with a lower rate too. Trainings are short, and of one seed unless there are rows of several. Every run stands in
+[encoders_compared.jsonl](encoders_compared.jsonl): this page is made from it where it is `results.jsonl` of `--out`.
 """
 
 
