@@ -77,7 +77,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--source", type=Path, default=data_folder(), help="the data; default: PYRTRAV_DATA")
     parser.add_argument("--scenes", type=Path, default=Path("runs/scenes"), help="where the scenes were converted to")
     parser.add_argument("--out", type=Path, default=Path("runs/encoders"))
-    parser.add_argument("--lesson", type=int, default=60, help="epochs of the lesson on scenes")
+    parser.add_argument("--lesson", type=int, default=130, help="epochs of the lesson on scenes")
     parser.add_argument(
         "--bfloat16", action="store_true", help="train encoders in it, which are then judged in float32"
     )

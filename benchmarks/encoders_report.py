@@ -33,9 +33,10 @@ glance of an image, of these two the paths to them. The filters and the mixing w
 together, on all data, and not on two parts in turn as in its paper. Costs are of whole images; seconds are those of
 training, on a machine that did other work beside.
 
-Learning rates are those at which the default encoder learns; where another one does not, or only late, there is a row
-with a lower rate too. Trainings are short, and of one seed unless there are rows of several. Every run stands in
-[encoders_compared.jsonl](encoders_compared.jsonl): this page is made from it where it is `results.jsonl` of `--out`.
+Learning rates are those at which the default encoder learns, and of some rows lower ones; differences are always from
+the default encoder at its own rate, and with cells that are shared. Trainings are short, and of one seed unless there
+are rows of several. Every run stands in [encoders_compared.jsonl](encoders_compared.jsonl): this page is made from it
+where it is `results.jsonl` of `--out`.
 """
 
 
@@ -71,10 +72,10 @@ def _context(rows: Sequence[Record]) -> list[str]:
     found: dict[tuple[Any, ...], list[list[float]]] = {}
     for row in rows:
         tree = None if row["arm"] != "multigrid-parent" else _twin(row, rows, "multigrid-tree")
-        if tree is not None:
-            found.setdefault(tuple(row[name] for name in ALIKE[:4]), []).append(_gaps(row, tree))
+        if tree is not None and tree["lr"] == row["lr"]:
+            found.setdefault((row["lr"], *(row[name] for name in ALIKE[:4])), []).append(_gaps(row, tree))
     lines = []
-    for (epochs, *_), gaps in found.items():
+    for (_, epochs, *_), gaps in found.items():
         over = "images and seeds" if len(gaps) > 1 else "images"
         gap = paired(np.array(gaps))
         lines += ["", f"After {epochs} epochs the parent's patch brings {gap} (standard error over {over})."]

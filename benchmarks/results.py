@@ -21,12 +21,12 @@ Row = dict[str, Any]
 
 
 def read_results(path: Path) -> list[Row]:
-    """The results so far, the last one of each name; lines that a crash has torn are left out."""
+    """The results so far, the last one of each name; lines that a crash has torn, or that name no job, are left out."""
     if not path.exists():
         return []
     found: dict[str, Row] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
+        with suppress(ValueError, KeyError):
             row = json.loads(line)
             found[row["name"]] = row
     return list(found.values())

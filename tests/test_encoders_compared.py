@@ -89,3 +89,4 @@ def test_runs_of_the_same_rate_are_compared_where_there_are_some() -> None:
     trees = [row("multigrid-tree", [2, 2, 2, 2], lr=2e-3), row("multigrid-tree", [0, 1, 2, 1])]
     page = markdown([*trees, row("multigrid-parent", [1, 1, 2, 2])])
     assert "the parent's patch brings +25.0 ± 12.5 points" in page
+    assert "the parent's patch brings" not in markdown([trees[1], row("multigrid-parent", [1, 1, 2, 2], lr=2e-3)])

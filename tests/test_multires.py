@@ -281,6 +281,11 @@ class TestPruning:
         assert loaded.encoder.kept == pruned.kept
         assert torch.equal(loaded.believe(loaded.look(image, Settings("all", depth=1)), 1), logits)
 
+    def test_of_two_encoders_none_is_replaced_alone(self) -> None:
+        model = build_model(ModelCard("gfnet", EncoderSpec("multires", SMALL), {}, ("a", "b"), 3))
+        with pytest.raises(ConfigError, match="two encoders"):
+            model.encoder = prune_to_one(model.encoder)
+
     def test_it_sees_less(self) -> None:
         encoder = MultiresEncoder(**SMALL)
         encoder.keep([(0,)] * 4, encoder.outputs)

@@ -1,7 +1,7 @@
 """The glance-and-focus model: two encoders, a classifier and a policy."""
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyrtrav.draws import Generators, Purpose, own_draws
 from pyrtrav.encoders.base import Encoder, Encoding, count_macs, init_xavier
+from pyrtrav.errors import ConfigError
 from pyrtrav.methods.base import Model
 from pyrtrav.methods.chain import chain_contributions, chain_nodes, chains_by_length
 from pyrtrav.methods.gfnet.classifier import CascadedClassifier, Classifier, RecurrentClassifier
@@ -52,6 +53,11 @@ class Gfnet(Model):
         for judge in (self.judge_glance, self.judge_focus):
             init_xavier(judge)
         self.propose = PatchProposal(encoder, config.policy_hidden)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "encoder" and "local" in self._modules:
+            raise ConfigError("gfnet has two encoders, which are built alike: one alone cannot be replaced")
+        super().__setattr__(name, value)
 
     def policy_weights(self) -> list[nn.Parameter]:
         return list(self.propose.parameters())
