@@ -92,6 +92,7 @@ def _table(records: Sequence[Record]) -> str:
     ]
     for r in rows:
         length = f"{r['epochs']}" + (f" of {r['images']:,}" if r["images"] else "")
+        length += f" after a lesson of {r['lesson']}" if r["lesson"] else ""
         fold = f", fold {r['fold']}" if r["data"] == "scenes" else ""
         lines.append(
             f"| {r['arm']}{fold} | {length} | {r['lr']:g} | {r['seed']} | {r['accuracy']:.3f} | {_above(r, rows)} | "
@@ -99,7 +100,9 @@ def _table(records: Sequence[Record]) -> str:
             f"{r['encoder_parameters'] / 1e3:.0f} | {r['seconds']:.0f} |"
         )
     looked = sorted({(len(r["right"]), r["draws"]) for r in rows})
-    images = " or ".join(f"{count:,} images, {draws} times each" for count, draws in looked)
+    images = " or ".join(
+        f"{count:,} images, {f'{draws} times' if draws > 1 else 'once'} each" for count, draws in looked
+    )
     lines += [
         "",
         f"Accuracy is over {images}; differences are of the same images, with their standard error.",
