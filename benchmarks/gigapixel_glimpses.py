@@ -11,9 +11,6 @@ that other side needs the memory (5 GB).
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.make_slide import write_slide
+from benchmarks.results import days_of, made_here
 from pyrtrav.files import make_folder, written_whole
 from pyrtrav.glimpses import GlimpseSampler
 from pyrtrav.pyramid import Pyramid, open_pyramid
@@ -156,17 +154,17 @@ def main() -> None:
     if not path.exists():
         write_slide(path, asked.side)
     rows = measure(path, asked.seed)
+    made = made_here()
     table = [f"| {' | '.join(row)} |" for row in (HEADER, ("---",) * len(HEADER), *rows)]
     text = "\n".join(
         (
             "# Glimpses of a gigapixel slide\n",
-            f"`{shlex.join(['python', '-m', 'benchmarks.gigapixel_glimpses', *sys.argv[1:]])}`, seed {asked.seed}, "
-            f"{datetime.now(UTC):%Y-%m-%d}: a slide of {asked.side:,} x {asked.side:,} pixels "
-            f"({path.stat().st_size / 1e6:,.0f} MB), {GLIMPSES} glimpses of {SIZE} x {SIZE} samples of each scale at "
-            "random places (of the whole: one), each by itself with nothing in the cache. Values and gradients are "
-            "compared with those of whole levels in memory, sampled in float64; the gradient with respect to the "
-            "glimpse's place and size, as a share of its largest component. Tiles and bytes are of a glimpse in the "
-            "mean.\n",
+            f"`{made['command']}`, seed {asked.seed}, {days_of([made])}: a slide of "
+            f"{asked.side:,} x {asked.side:,} pixels ({path.stat().st_size / 1e6:,.0f} MB), {GLIMPSES} glimpses of "
+            f"{SIZE} x {SIZE} samples of each scale at random places (of the whole: one), each by itself with nothing "
+            "in the cache. Values and gradients are compared with those of whole levels in memory, sampled in "
+            "float64; the gradient with respect to the glimpse's place and size, as a share of its largest component. "
+            "Tiles and bytes are of a glimpse in the mean.\n",
             *table,
             "",
         )

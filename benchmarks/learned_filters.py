@@ -26,14 +26,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 
 from benchmarks.cifar_images import load_cifar
+from benchmarks.deadline import deadline
 from benchmarks.filters_jobs import ARMS, ONE, Job, make_jobs
 from benchmarks.filters_train import Run, Schedule, share_out
 from benchmarks.mnist_images import data_folder
@@ -80,7 +79,7 @@ def train(asked: argparse.Namespace) -> None:
     if not left:
         return
     data = share_out(*load_cifar(asked.data, asked.device, schedule.images))
-    should_stop = _deadline(asked.minutes)
+    should_stop = deadline(asked.minutes)
     for job in left:
         found = Run(job, schedule, data, asked.out, asked.device).train(should_stop)
         if found is None:
@@ -88,11 +87,6 @@ def train(asked: argparse.Namespace) -> None:
             return
         append_result(results, found | {"data": source, "schedule": asdict(schedule)} | made_here(asked.device))
         print(f"{job.name}: {100 * found['accuracy']:.2f}%", flush=True)
-
-
-def _deadline(minutes: float | None) -> Callable[[], bool]:
-    end = None if minutes is None else time.monotonic() + 60 * minutes
-    return lambda: end is not None and time.monotonic() > end
 
 
 def _is_pruning(text: str) -> bool:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.deadline import deadline
 from benchmarks.mgnet_robust import draw_test, right, under_attack, under_corruptions
 from benchmarks.mgnet_train import DATASETS, Job, Run, Schedule
 from benchmarks.mnist_images import data_folder, load_digits
@@ -37,13 +37,13 @@ def main() -> None:
         sys.exit(f"{results}: holds results of another schedule; choose another --out")
     done = {row["name"] for row in read_results(results)}
     jobs = [Job(dataset, model, seed) for seed in asked.seeds for dataset in DATASETS for model in MODELS]
-    deadline = time.time() + 60 * asked.minutes if asked.minutes is not None else None
+    should_stop = deadline(asked.minutes)
     data = load_digits(asked.data, asked.device)
     for job in jobs:
         if job.name in done or (asked.only and not any(word in job.name for word in asked.only)):
             continue
         run = Run(job, schedule, data, asked.out, asked.device)
-        found = run.train(lambda: deadline is not None and time.time() > deadline)
+        found = run.train(should_stop)
         if found is None:
             return
         row = found | _robustness(run, asked) | {"schedule": vars(schedule)} | made_here(asked.device)

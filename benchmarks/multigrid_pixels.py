@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from benchmarks.deadline import deadline
 from benchmarks.mnist_images import data_folder
 from benchmarks.pixel_scenes import TASKS, Scenes, draw_scenes, load_digit_sets
 from benchmarks.pixel_train import Job, Run, Schedule
@@ -46,7 +46,7 @@ def train(asked: argparse.Namespace) -> None:
     """Train what is asked for and not done."""
     torch.set_num_threads(asked.threads)
     folder = make_folder(asked.out)
-    deadline = time.time() + 60 * asked.minutes if asked.minutes is not None else None
+    should_stop = deadline(asked.minutes)
     for task in asked.task:
         schedule = _schedule(task, asked)
         jobs = [Job(task, network, seed) for seed in asked.seeds for network in asked.networks]
@@ -56,9 +56,7 @@ def train(asked: argparse.Namespace) -> None:
             continue
         scenes = task_scenes(task, schedule.train_scenes, schedule.test_scenes, asked.data, asked.device)
         for job in left:
-            result = Run(job, schedule, scenes, folder).train(
-                asked.every, lambda: deadline is not None and time.time() > deadline
-            )
+            result = Run(job, schedule, scenes, folder).train(asked.every, should_stop)
             if result is None:
                 return
             line = result | {"schedule": asdict(schedule)} | made_here(asked.device)
