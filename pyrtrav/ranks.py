@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -53,6 +54,10 @@ def joined() -> Iterator[None]:
         _whole_number(name)
     if "MASTER_ADDR" not in os.environ:
         raise _not_started("MASTER_ADDR")
+    # Functions of this module keep, as a default, the group that there is at its import. Imported later (the first
+    # optimizer does), it would keep ours alive, and threads that outlive the interpreter abort the process at its exit.
+    import_module("torch.distributed.nn")
+
     # Plain data and tensors on the host go over gloo, tensors on GPUs over nccl.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=WAIT)

@@ -184,16 +184,32 @@ def test_a_training_is_that_of_one_process(folder: Path, shared: Path, tmp_path:
         assert one["metrics"] == pytest.approx(other["metrics"], rel=1e-3, abs=1e-4)
 
 
+PROGRAM = """
+import atexit, sys
+from pathlib import Path
+from pyrtrav.cli import main
+
+@atexit.register
+def threads() -> None:
+    print("left:", [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")], file=sys.stderr)
+
+main()
+"""
+
+
 def test_torchrun_starts_it(folder: Path, tmp_path: Path) -> None:
+    """And no thread of gloo is left at the end: one that meets a closed interpreter aborts its process."""
     words = ["train", "--data", str(folder), "--out", str(tmp_path / "run"), "--device", "cpu", "--json"]
     options = [word for option in [*TOPDOWN, "epochs=1"] for word in ("--set", option)]
     program = tmp_path / "program.py"
-    program.write_text("from pyrtrav.cli import main\nmain()\n")
+    program.write_text(PROGRAM)
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
     done = subprocess.run([*start, *words, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == str(tmp_path / "run" / "model.safetensors")
     assert done.stderr.count("epoch 1/1") == 1
+    assert done.stderr.count("left:") == 2
+    assert "gloo" not in done.stderr
 
 
 @pytest.mark.parametrize(
