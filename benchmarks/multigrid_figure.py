@@ -40,12 +40,12 @@ def paint(outputs: Tensor) -> np.ndarray:
     return mixed.round().byte().numpy()
 
 
-def draw_examples(rows: Sequence[dict[str, Any]], folder: Path, data: Path, examples: int) -> Image.Image:
+def draw_examples(rows: Sequence[dict[str, Any]], data: Path, examples: int) -> Image.Image:
     """Return the picture of all tasks: the first test scenes, their targets, and what trained networks say.
 
     Args:
-        rows: results; of several seeds the first is shown.
-        folder: where their weights lie.
+        rows: results, of one schedule for each task, with the path of their ``weights``; of several seeds the first is
+            shown.
         data: with MNIST.
     """
     _, digits = load_digit_sets(data)
@@ -57,10 +57,9 @@ def draw_examples(rows: Sequence[dict[str, Any]], folder: Path, data: Path, exam
         scenes = draw_scenes(TASKS[task], digits, own[0]["schedule"]["test_scenes"], 1)
         images, targets = scenes.batch(torch.arange(min(examples, len(scenes))))
         columns = {"input": images, "target": targets}
-        names = {row["network"]: row["name"] for row in reversed(own)}
-        for network in sorted(names, key=list(PIXEL_NETWORKS).index):
-            weights = folder / f"{names[network]}.safetensors"
-            columns[network] = _outputs(network, weights, images, TASKS[task].outputs)
+        weights = {row["network"]: row["weights"] for row in reversed(own)}
+        for network in sorted(weights, key=list(PIXEL_NETWORKS).index):
+            columns[network] = _outputs(network, weights[network], images, TASKS[task].outputs)
         panels.append(_panel(task, columns))
     whole = Image.new("RGB", (max(panel.width for panel in panels), sum(panel.height for panel in panels)), "white")
     top = 0

@@ -3,7 +3,8 @@
     python -m benchmarks.multigrid_report runs/multigrid_pixels/results.jsonl --out docs/multigrid_tasks.md \\
         --figure docs/multigrid_tasks.png
 
-The picture needs the weights, which training leaves beside the results, and MNIST.
+Several files of results make one page; a task has a table for each of its schedules. The picture is of the longest and
+needs the weights, which training leaves beside the results, and MNIST.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ SEGMENTED = 0.15
 """Mean IoU below which nothing is learned of segmentation: all ten digits on every lit pixel have 0.10."""
 
 VERDICTS = f"""\
-Verdicts are about the schedules below. Undecided are mean IoU that differ by less than {100 * LEVEL:g} point, or are
-both below {100 * SEGMENTED:g} in segmentation (all ten digits on every lit pixel have 10), and a transformation that no
-network learned: {100 * LEARNED:g} or more, since the input itself has up to 41 (where it is centred), and one picture
-for all scenes 40 at best."""
+A verdict is of the longest schedule by which all networks of the claim were trained. Undecided are mean IoU that
+differ by less than {100 * LEVEL:g} point, or are both below {100 * SEGMENTED:g} in segmentation (all ten digits on
+every lit pixel have 10), and a transformation that no network learned: {100 * LEARNED:g} or more, since the input
+itself has up to 41 (where it is centred), and one picture for all scenes 40 at best."""
 
 PROGRESSIVE = ("PMG-11", "R-PMG-20")
 OTHERS = ("U-NET-11", "SG-11", "R-SG-20")
@@ -86,7 +87,7 @@ class MissingError(Exception):
 
 
 class Results:
-    """The results of all tasks, means over seeds."""
+    """The results of all tasks, by one schedule each; means over seeds."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
@@ -107,6 +108,23 @@ class Results:
 
 
 Verdict = tuple[bool | None, str]
+Claim = tuple[str, str, Callable[[Results], Verdict]]
+
+
+def by_schedule(rows: Sequence[Row], task: str) -> list[list[Row]]:
+    """Return the results of a task, a list for each schedule, the longest first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["task"] == task:
+            found.setdefault(described(row["schedule"]), []).append(row)
+    return sorted(found.values(), key=lambda own: -own[0]["schedule"]["iterations"])
+
+
+def longest_first(rows: Sequence[Row]) -> list[Results]:
+    """Return the results of the longest schedule of each task, then of the second longest where it has one, ..."""
+    tasks = [found for task in TASKS if (found := by_schedule(rows, task))]
+    most = max(map(len, tasks), default=1)
+    return [Results([row for found in tasks for row in found[min(place, len(found) - 1)]]) for place in range(most)]
 
 
 def per_cent(value: float) -> str:
@@ -140,46 +158,62 @@ def _only(found: Results, task: str, able: Sequence[str], unable: Sequence[str])
     return True, text
 
 
-def _claims(found: Results) -> list[tuple[str, Callable[[], Verdict]]]:
-    """What sections 4.2 and 4.3 say, each with what decides it."""
-
-    def turns() -> Verdict:
-        values = [found.mean(task, "U-NET-11") for task in ("rotation", "affine", "translation")]
-        text = "U-NET-11: rotation {}, affine {}, translation {}".format(*map(per_cent, values))
-        if max(values) < LEARNED:
-            return None, f"{text}: none is learned"
-        if values[2] >= LEARNED:
-            return False, text
-        return (True, text) if min(values[:2]) >= LEARNED else (None, f"{text}: not both are learned yet")
-
-    return [
-        ("segmentation: progressive is above U-NET", lambda: _above(found, "PMG-11", "U-NET-11")),
-        ("segmentation: progressive with residual units is above U-NET", lambda: _above(found, "R-PMG-20", "U-NET-11")),
-        ("segmentation: R-PMG is above R-SG", lambda: _above(found, "R-PMG-20", "R-SG-20")),
-        ("segmentation: PMG is above SG", lambda: _above(found, "PMG-11", "SG-11")),
-        (
-            "transformation: only progressive networks learn it",
-            lambda: _only(found, "transformation", PROGRESSIVE, OTHERS),
-        ),
-        (
-            "translation alone: progressive networks learn it, U-NET does not",
-            lambda: _only(found, "translation", PROGRESSIVE, ["U-NET-11"]),
-        ),
-        ("U-NET learns to undo rotation and shear, but not translation", turns),
-    ]
+def _turns(found: Results) -> Verdict:
+    """Whether U-NET undoes rotation and shear, and no translation."""
+    values = [found.mean(task, "U-NET-11") for task in ("rotation", "affine", "translation")]
+    text = "U-NET-11: rotation {}, affine {}, translation {}".format(*map(per_cent, values))
+    if max(values) < LEARNED:
+        return None, f"{text}: none is learned"
+    if values[2] >= LEARNED:
+        return False, text
+    return (True, text) if min(values[:2]) >= LEARNED else (None, f"{text}: not both are learned yet")
 
 
-def claims_table(found: Results) -> str:
+CLAIMS: list[Claim] = [
+    ("progressive is above U-NET", "segmentation", lambda found: _above(found, "PMG-11", "U-NET-11")),
+    (
+        "progressive with residual units is above U-NET",
+        "segmentation",
+        lambda found: _above(found, "R-PMG-20", "U-NET-11"),
+    ),
+    ("R-PMG is above R-SG", "segmentation", lambda found: _above(found, "R-PMG-20", "R-SG-20")),
+    ("PMG is above SG", "segmentation", lambda found: _above(found, "PMG-11", "SG-11")),
+    (
+        "only progressive networks learn it",
+        "transformation",
+        lambda found: _only(found, "transformation", PROGRESSIVE, OTHERS),
+    ),
+    (
+        "progressive networks learn it, U-NET does not",
+        "translation",
+        lambda found: _only(found, "translation", PROGRESSIVE, ["U-NET-11"]),
+    ),
+    ("U-NET learns to undo it and shear, and not translation", "rotation", _turns),
+]
+"""What sections 4.2 and 4.3 say of a task, and what decides it."""
+
+
+def claims_table(rows: Sequence[Row]) -> str:
     """The claims as a markdown table."""
-    lines = ["| | claim | here: mean IoU | |", "|---|---|---|---|"]
-    for number, (claim, decide) in enumerate(_claims(found), 1):
-        try:
-            held, text = decide()
-            verdict = {True: "reproduced", False: "**not reproduced**", None: "undecided"}[held]
-        except MissingError as missing:
-            verdict, text = "undecided", f"not trained yet: {missing}"
-        lines.append(f"| {number} | {claim} | {text} | {verdict} |")
+    lines = ["| | task | claim | here: mean IoU | iterations | |", "|---" * 6 + "|"]
+    for number, (claim, task, decide) in enumerate(CLAIMS, 1):
+        verdict, text, iterations = _decided(rows, task, decide)
+        lines.append(f"| {number} | {task} | {claim} | {text} | {iterations} | {verdict} |")
     return "\n".join(lines)
+
+
+def _decided(rows: Sequence[Row], task: str, decide: Callable[[Results], Verdict]) -> tuple[str, str, str]:
+    """Return a verdict, what it is from, and after how many iterations of the task."""
+    lacking = []
+    for found in longest_first(rows):
+        try:
+            held, text = decide(found)
+        except MissingError as missing:
+            lacking.append(f"not trained yet: {missing}")
+            continue
+        (iterations,) = {row["schedule"]["iterations"] for row in found.rows if row["task"] == task}
+        return {True: "reproduced", False: "**not reproduced**", None: "undecided"}[held], text, f"{iterations:,}"
+    return "undecided", lacking[0], ""
 
 
 def task_table(found: Results, task: str) -> str:
@@ -192,6 +226,8 @@ def task_table(found: Results, task: str) -> str:
     for network in PIXEL_NETWORKS:
         rows = found.of(task, network)
         theirs = [per_cent(value) for value in paper.get(network, ())] or ["", ""]
+        if not rows and network not in paper:
+            continue
         if not rows:
             lines.append(f"| {network} | | | not trained yet | {theirs[0]} | | {theirs[1]} | | | |")
             continue
@@ -218,16 +254,14 @@ def described(schedule: dict[str, Any]) -> str:
 
 
 def provenance(rows: Sequence[Row]) -> str:
-    """Where one task's numbers come from."""
+    """Where the numbers of one task and schedule come from."""
+    schedule, wanted = rows[0]["schedule"], 200 * TASKS[rows[0]["task"]].iterations_per_epoch
     seeds = sorted({row["seed"] for row in rows})
-    schedules = {described(row["schedule"]) for row in rows}
-    wanted = 200 * TASKS[rows[0]["task"]].iterations_per_epoch
-    share = "; ".join(f"{done / wanted:.1%}" for done in sorted({row["schedule"]["iterations"] for row in rows}))
     commands = "\n".join(f"    {command}" for command in commands_of(rows))
     return (
-        f"{' / '.join(sorted(schedules))}: {share} of the paper's {wanted:,} iterations. Seeds {seeds}; "
-        f"{days_of(rows)}; {machines_of(rows)}. Minutes are those of training; the machine may have had other work."
-        f"\n\n{commands}"
+        f"{described(schedule)}: {schedule['iterations'] / wanted:.1%} of the paper's {wanted:,} iterations. "
+        f"Seeds {seeds}; {days_of(rows)}; {machines_of(rows)}. Minutes are those of training; the machine may have had "
+        f"other work.\n\n{commands}"
     )
 
 
@@ -237,13 +271,11 @@ def markdown(rows: Sequence[Row], figure: str | None = None) -> str:
     Args:
         figure: file name of the picture.
     """
-    found = Results(rows)
-    parts = ["# Multigrid networks for pixels", INTRODUCTION.strip(), "## Claims", claims_table(found)]
-    parts.append(VERDICTS)
+    parts = ["# Multigrid networks for pixels", INTRODUCTION.strip(), "## Claims", claims_table(rows), VERDICTS]
     for task in TASKS:
-        own = [row for row in rows if row["task"] == task]
-        if own:
-            parts += [f"## {task.capitalize()}", provenance(own), task_table(found, task)]
+        for own in by_schedule(rows, task):
+            title = f"## {task.capitalize()}, {own[0]['schedule']['iterations']:,} iterations"
+            parts += [title, provenance(own), task_table(Results(own), task)]
     if figure is not None:
         parts += ["## Examples", f"![Inputs, targets and the networks' outputs on test scenes.]({figure})"]
     return "\n\n".join(parts) + "\n"
@@ -251,26 +283,26 @@ def markdown(rows: Sequence[Row], figure: str | None = None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, help="write the page there (default: print it)")
     parser.add_argument("--figure", type=Path, help="write examples there, as PNG")
-    parser.add_argument("--weights", type=Path, help="folder of the networks' weights (default: that of the results)")
     parser.add_argument("--examples", type=int, default=5, help="scenes of each task in the picture")
     parser.add_argument("--data", type=Path, default=data_folder(), help="with mnist/ (default: PYRTRAV_DATA)")
     asked = parser.parse_args()
-    rows = read_results(asked.results)
-    if not rows:
-        parser.error(f"{asked.results}: holds no results; run `python -m benchmarks.multigrid_pixels` first")
+    rows = []
+    for path in asked.results:
+        own = read_results(path)
+        if not own:
+            parser.error(f"{path}: holds no results; run `python -m benchmarks.multigrid_pixels` first")
+        rows += [row | {"weights": path.parent / f"{row['name']}.safetensors"} for row in own]
     if asked.figure is not None:
-        folder = asked.weights or asked.results.parent
-        missing = [row["name"] for row in rows if not (folder / f"{row['name']}.safetensors").exists()]
+        longest = longest_first(rows)[0].rows
+        missing = [str(row["weights"]) for row in longest if not row["weights"].exists()]
         if missing:
-            parser.error(
-                f"--figure: {folder} lacks the weights of {', '.join(missing)}; name their folder by --weights"
-            )
+            parser.error(f"--figure: there are no weights {', '.join(missing)}; take results where they were made")
         if not (asked.data / "mnist").is_dir():
             parser.error(f"--data: {asked.data} holds no folder mnist with the IDX files")
-        picture = draw_examples(rows, folder, asked.data, asked.examples)
+        picture = draw_examples(longest, asked.data, asked.examples)
         with written_whole(asked.figure) as beside:
             picture.save(beside, "PNG")
     text = markdown(rows, asked.figure.name if asked.figure else None)

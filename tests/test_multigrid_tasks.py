@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -275,9 +276,13 @@ def test_results_become_a_page_and_a_picture(
         assert image.width == 20 + 3 * 134 - 6 + 20
 
 
+def results_of(values: dict[tuple[str, str], float], iterations: int = 100) -> list[dict[str, Any]]:
+    schedule = {"schedule": {"iterations": iterations}}
+    return [{"task": task, "network": network, "iou": iou} | schedule for (task, network), iou in values.items()]
+
+
 def verdicts(values: dict[tuple[str, str], float]) -> list[str]:
-    rows = [{"task": task, "network": network, "iou": iou} for (task, network), iou in values.items()]
-    lines = multigrid_report.claims_table(multigrid_report.Results(rows)).splitlines()[2:]
+    lines = multigrid_report.claims_table(results_of(values)).splitlines()[2:]
     return [line.split(" | ")[-1].strip("* |") for line in lines]
 
 
@@ -298,3 +303,12 @@ def test_the_papers_own_figures_reproduce_its_claims() -> None:
     assert verdicts(values | shown | other) == [
         "undecided", "not reproduced", "not reproduced", "reproduced", "not reproduced", "undecided", "reproduced",
     ]  # fmt: skip
+
+
+def test_a_verdict_is_of_the_longest_schedule_that_has_all_networks_of_the_claim() -> None:
+    short = {("segmentation", name): iou for name, iou in (("PMG-11", 0.5), ("U-NET-11", 0.6), ("SG-11", 0.3))}
+    longer = {("segmentation", "PMG-11"): 0.7, ("segmentation", "U-NET-11"): 0.65}
+    rows = results_of(short, 100) + results_of(longer, 2000)
+    lines = multigrid_report.claims_table(rows).splitlines()
+    assert lines[2].endswith("| PMG-11 70.00, U-NET-11 65.00 | 2,000 | reproduced |")
+    assert lines[5].endswith("| PMG-11 50.00, SG-11 30.00 | 100 | reproduced |")
