@@ -25,6 +25,10 @@ ARMS = {
     "residual": Arm("residual", ("widths=[18,36,72,140]",), ("widths=[18,36,72,140]",)),
     "multigrid": Arm("multigrid", _SMALL, _LARGE),
     "multires": Arm("multires", _MIXED, _MIXED),
+    "multigrid-patch": Arm("multigrid", (*_SMALL, "norm=patch"), (*_LARGE, "norm=patch")),
+    "multigrid-batch": Arm("multigrid", (*_SMALL, "norm=batch"), (*_LARGE, "norm=batch")),
+    "multires-patch": Arm("multires", (*_MIXED, "norm=patch"), (*_MIXED, "norm=patch")),
+    "multires-batch": Arm("multires", (*_MIXED, "norm=batch"), (*_MIXED, "norm=batch")),
     "multigrid-tree": Arm("multigrid", _SMALL, None, ("share_cells=false",)),
     "multigrid-parent": Arm("multigrid", _SMALL, None, ("share_cells=false", "context=parent")),
 }

@@ -6,7 +6,9 @@ from torch import nn
 from torch.nn import functional
 
 from pyrtrav.encoders import MultigridEncoder, MultiresEncoder, count_macs
-from pyrtrav.encoders.normalisation import BatchNorm, ChannelNorm
+from pyrtrav.encoders.normalisation import BatchNorm, ChannelNorm, PatchNorm
+from pyrtrav.errors import ConfigError
+from pyrtrav.methods.fcn import Fcn, FcnConfig
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +23,23 @@ def test_channel_norm_is_layer_norm_of_each_position() -> None:
     features = torch.randn(2, 5, 3, 4)
     expected = functional.layer_norm(features.permute(0, 2, 3, 1), (5,), norm.weight, norm.bias)
     torch.testing.assert_close(norm(features), expected.permute(0, 3, 1, 2))
+
+
+def test_patch_norm_is_layer_norm_of_a_patch_alone() -> None:
+    norm = PatchNorm(5)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    features = 3 * torch.randn(2, 5, 3, 4) + 1
+    alike = functional.layer_norm(features, (5, 3, 4))
+    torch.testing.assert_close(norm(features), alike * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1))
+    torch.testing.assert_close(norm(features[1:]), norm(features)[1:])
+
+
+@pytest.mark.parametrize("encoder", [MultigridEncoder, MultiresEncoder])
+def test_strips_of_an_image_are_not_normalised_as_if_they_were_the_image(encoder: type) -> None:
+    Fcn(FcnConfig(), encoder(norm="channel"), 2)
+    with pytest.raises(ConfigError, match="a feature sees the whole image; choose norm=channel"):
+        Fcn(FcnConfig(), encoder(norm="patch"), 2)
 
 
 def test_batch_norm_is_torch_s_for_each_scale() -> None:

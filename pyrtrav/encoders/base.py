@@ -171,7 +171,10 @@ class Encoder(nn.Module, ABC):
 
     def _local_windows(self) -> tuple[Window, ...]:
         if not self.windows:
-            raise ConfigError(f"{type(self).__name__} has no receptive field: a feature sees the whole image")
+            raise ConfigError(
+                f"{type(self).__name__}, with these options, has no receptive field: a feature sees the whole image; "
+                "choose norm=channel where it has that option, or another encoder"
+            )
         return self.windows
 
 

@@ -1,8 +1,9 @@
-"""Normalisation of features: over the channels of each position, or over a batch as the papers have it.
+"""Normalisation of features: over the channels of each position, over a patch, or over a batch as the papers have it.
 
 Batch statistics make a vector depend on what else was encoded with it, and one traversal encodes the patches of each
-depth apart: training then sees the statistics of one depth, a test their mixture. So encoders normalise over channels
-unless told otherwise; nothing but a position's own features takes part, and strips of an image equal the image.
+depth apart: training then sees the statistics of one depth, a test their mixture. Those of a patch depend on nothing
+else, but a feature then sees all of its patch. Over the channels of a position nothing but its own features takes part,
+so that strips of an image equal the image; but an empty position comes out as strong as one that shows something.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,20 @@ class ChannelNorm(nn.Module):
         centred = features - features.mean(1, keepdim=True)
         scaled = centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + EPSILON)
         return scaled * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+
+class PatchNorm(nn.Module):
+    """Mean 0 and variance 1 over all features of a patch, then a weight and a bias for each channel.
+
+    "Group normalization" (Wu and He, 2018) with one group.
+    """
+
+    def __init__(self, channels: int, scales: int = 1) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, features: Tensor, scale: int = 0) -> Tensor:
+        return functional.group_norm(features.to(self.weight.dtype), 1, self.weight, self.bias, EPSILON)
 
 
 class BatchNorm(nn.Module):
@@ -58,8 +73,12 @@ class BatchNorm(nn.Module):
         return functional.batch_norm(features, mean, var, self.weight, self.bias, own, self.MOMENTUM, EPSILON)
 
 
-NORMS: dict[str, Callable[[int, int], nn.Module]] = {"channel": ChannelNorm, "batch": BatchNorm}
+NORMS: dict[str, Callable[[int, int], nn.Module]] = {"channel": ChannelNorm, "patch": PatchNorm, "batch": BatchNorm}
 """By name: from channels and scales to a module of features (image, channel, row, column) and a scale's number."""
+
+
+LOCAL = ("channel", "batch")
+"""Those with which a feature sees its receptive field alone, at test time: what `fcn` needs."""
 
 
 def make_norm(name: str, channels: int, scales: int = 1) -> nn.Module:

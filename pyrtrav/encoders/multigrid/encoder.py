@@ -40,6 +40,7 @@ from pyrtrav.encoders.base import Encoder, Encoding, Window
 from pyrtrav.encoders.multigrid.layers import Grids, image_pyramid
 from pyrtrav.encoders.multigrid.trunk import Trunk
 from pyrtrav.encoders.multigrid.zoo import find_design
+from pyrtrav.encoders.normalisation import LOCAL
 from pyrtrav.encoders.resize import centred
 from pyrtrav.errors import ConfigError
 
@@ -52,7 +53,8 @@ class MultigridEncoder(Encoder):
         base_resolution: a multiple of 32, the stride of every network.
         network: a name of `DESIGNS`.
         width: share of the network's channels; a grid keeps at least 8.
-        norm: "channel", over the channels of each position, or "batch", the paper's.
+        norm: "channel", over the channels of each position; "patch", over a patch, which does not go with `fcn`; or
+            "batch", the paper's.
         mean, std: of patches in 0..1, one number or one for each channel.
     """
 
@@ -87,7 +89,7 @@ class MultigridEncoder(Encoder):
             mean=mean,
             std=std,
             # Layers that look to and fro between grids are no stack: one window holds all that a feature sees.
-            windows=(Window(field, seen.stride), Window(1, 1, pooling=True)),
+            windows=(Window(field, seen.stride), Window(1, 1, pooling=True)) if norm in LOCAL else (),
         )
         self.trunk, self._grids = trunk, design.grids
         self.takes_context = design.grids > 1

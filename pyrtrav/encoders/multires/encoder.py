@@ -40,6 +40,7 @@ from torch.nn import functional
 
 from pyrtrav.encoders.base import NARROWEST_CHANNELS_LAST, Encoder, Encoding, Window
 from pyrtrav.encoders.multires.blocks import BLOCKS, ConvBlock, Mixing, MultiresLayer
+from pyrtrav.encoders.normalisation import LOCAL
 from pyrtrav.errors import ConfigError, nearest_name
 
 STRUCTURES = ("learned", "scale-invariant", "predefined", "no-pooling")
@@ -68,7 +69,8 @@ class MultiresEncoder(Encoder):
             lower and lower; "no-pooling".
         learn_depth: the last features are a mixture of all layers' outputs, which is learned.
         stride: of the image layer.
-        norm: "channel", over the channels of each position, or "batch", the paper's.
+        norm: "channel", over the channels of each position; "patch", over a patch, which does not go with `fcn`; or
+            "batch", the paper's.
         mean, std: of patches in 0..1, one number or one for each channel.
         kept: resolutions that each layer computes; pruning sets it.
         outputs: layers whose outputs are mixed; pruning sets it. There are no layers after the last of them.
@@ -112,7 +114,8 @@ class MultiresEncoder(Encoder):
             mean=mean,
             std=std,
         )
-        self.resolutions, self.stride, self.local = resolutions, stride, block != "mbconv"
+        self.resolutions, self.stride = resolutions, stride
+        self.local = block != "mbconv" and norm in LOCAL
         self.image = ConvBlock(channels, filters, 1, norm, stride)
         self.layers = nn.ModuleList(
             MultiresLayer(build(filters, filters, resolutions, norm), Mixing(resolutions, structure == "learned"))
