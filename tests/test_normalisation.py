@@ -64,6 +64,18 @@ def test_a_value_alone_has_no_variance_and_is_normalised_as_at_test_time(count: 
     assert (norm.mean == 2).all()
 
 
+def test_statistics_that_change_before_the_backward_pass_change_no_gradient() -> None:
+    alone, batch = torch.randn(1, 3, 1, 1), torch.randn(4, 3, 5, 5)
+    norm = BatchNorm(3).train()
+    norm(alone).square().sum().backward()
+    expected = norm.weight.grad.clone()
+    norm.zero_grad()
+    later = norm(alone).square().sum()
+    norm(batch + 7)
+    later.backward()
+    assert torch.equal(norm.weight.grad, expected)
+
+
 @pytest.mark.parametrize("encoder", [MultigridEncoder, MultiresEncoder])
 def test_counting_costs_changes_no_statistics(encoder: type) -> None:
     model = encoder(norm="batch").train()

@@ -67,10 +67,12 @@ class BatchNorm(nn.Module):
         self.register_buffer("var", torch.ones(scales, channels))
 
     def forward(self, features: Tensor, scale: int = 0) -> Tensor:
-        own = self.training and features.numel() > features.shape[1]
-        followed = torch.is_grad_enabled() or not own
-        mean, var = (self.mean[scale], self.var[scale]) if followed else (None, None)
-        return functional.batch_norm(features, mean, var, self.weight, self.bias, own, self.MOMENTUM, EPSILON)
+        if not self.training or features.numel() <= features.shape[1]:
+            # Copies, since a later batch may change the statistics before the gradient is asked for.
+            at = self.mean[scale].clone(), self.var[scale].clone()
+            return functional.batch_norm(features, at[0], at[1], self.weight, self.bias, eps=EPSILON)
+        mean, var = (self.mean[scale], self.var[scale]) if torch.is_grad_enabled() else (None, None)
+        return functional.batch_norm(features, mean, var, self.weight, self.bias, True, self.MOMENTUM, EPSILON)
 
 
 NORMS: dict[str, Callable[[int, int], nn.Module]] = {"channel": ChannelNorm, "patch": PatchNorm, "batch": BatchNorm}
