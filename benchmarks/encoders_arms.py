@@ -19,19 +19,22 @@ class Arm:
 
 _SMALL, _LARGE = ("width=0.21",), ("width=0.181",)
 _MIXED = ("filters=101", "blocks=4", "stride=4", "resolutions=3")
+_CHANNEL, _PATCH, _BATCH = ("norm=channel",), ("norm=patch",), ("norm=batch",)
 
 ARMS = {
     "paper": Arm("imagenet-m1"),
     "residual": Arm("residual", ("widths=[18,36,72,140]",), ("widths=[18,36,72,140]",)),
-    "multigrid": Arm("multigrid", _SMALL, _LARGE),
-    "multires": Arm("multires", _MIXED, _MIXED),
-    "multigrid-patch": Arm("multigrid", (*_SMALL, "norm=patch"), (*_LARGE, "norm=patch")),
-    "multigrid-batch": Arm("multigrid", (*_SMALL, "norm=batch"), (*_LARGE, "norm=batch")),
-    "multires-patch": Arm("multires", (*_MIXED, "norm=patch"), (*_MIXED, "norm=patch")),
-    "multires-batch": Arm("multires", (*_MIXED, "norm=batch"), (*_MIXED, "norm=batch")),
-    "multigrid-tree": Arm("multigrid", _SMALL, None, ("share_cells=false",)),
-    "multigrid-parent": Arm("multigrid", _SMALL, None, ("share_cells=false", "context=parent")),
+    "multigrid": Arm("multigrid", _SMALL + _CHANNEL, _LARGE + _CHANNEL),
+    "multigrid-patch": Arm("multigrid", _SMALL + _PATCH, _LARGE + _PATCH),
+    "multigrid-batch": Arm("multigrid", _SMALL + _BATCH, _LARGE + _BATCH),
+    "multires": Arm("multires", _MIXED + _CHANNEL, _MIXED + _CHANNEL),
+    "multires-batch": Arm("multires", _MIXED + _BATCH, _MIXED + _BATCH),
+    "multigrid-tree": Arm("multigrid", _SMALL + _CHANNEL, None, ("share_cells=false",)),
+    "multigrid-parent": Arm("multigrid", _SMALL + _CHANNEL, None, ("share_cells=false", "context=parent")),
 }
-"""The last two differ in context alone: what a parent's patch adds is their difference. It is not measured on the
-scenes: most of that training is a lesson, whose places have no parents. ``multires`` trains filters and mixing weights
-together, on all data."""
+"""Those without a word for it normalise over the channels of each position, the others over a patch or a batch.
+
+The last two differ in context alone: what a parent's patch adds is their difference. It is not measured on the scenes:
+most of that training is a lesson, whose places have no parents. ``multires`` trains filters and mixing weights
+together, on all data.
+"""

@@ -17,6 +17,7 @@ from benchmarks.encoders_arms import ARMS
 from benchmarks.encoders_mnist import DRAWS, train_on_digits
 from benchmarks.scenes_arms import COMMON, TOPDOWN, WITH_HINTS
 from benchmarks.scenes_data import load_scenes, pyramid_of, write_hints, write_manifest
+from pyrtrav.encoders.normalisation import BatchNorm
 from pyrtrav.methods.topdown import TopDown
 from pyrtrav.model_file import load_model
 from pyrtrav.predict import Predictor
@@ -80,7 +81,9 @@ def size_of(model: TopDown) -> Record:
 
 
 @torch.inference_mode()
-def look(model: TopDown, batches: Iterable[tuple[Images, Tensor]], seed: int, draws: int = DRAWS) -> Record:
+def look(
+    model: TopDown, batches: Iterable[tuple[Images, Tensor]], seed: int, draws: int = DRAWS, by_batches: bool = False
+) -> Record:
     """Return accuracy, and attended cells and multiply-accumulates an image, with draws as in training.
 
     Args:
@@ -88,8 +91,11 @@ def look(model: TopDown, batches: Iterable[tuple[Images, Tensor]], seed: int, dr
         batches: of all images, ``draws`` times over in one order.
         seed: of the draws.
         draws: how often each image is looked at; how often it was right is returned for each.
+        by_batches: normalise by the statistics of each batch, as in training, where running ones are used else.
     """
     model.eval()
+    for norm in _batch_norms(model) if by_batches else []:
+        norm.train()
     generator = torch.Generator().manual_seed(seed)
     settings = Settings("sample", depth=model.max_depth, share_cells=model.config.share_cells)
     right: list[int] = []
@@ -103,6 +109,10 @@ def look(model: TopDown, batches: Iterable[tuple[Images, Tensor]], seed: int, dr
     count = len(right)
     means = {"accuracy": sum(right) / count, "cells": cells / count, "macs": macs / count}
     return {**means, "right": np.array(right).reshape(draws, -1).sum(0).tolist(), "draws": draws}
+
+
+def _batch_norms(model: TopDown) -> list[BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, BatchNorm)]
 
 
 def train(job: Job, dataset: Dataset, settings: Sequence[str], folder: Path, device: str, hints: Hints) -> Path:
@@ -147,7 +157,10 @@ def on_samples(job: Job, folder: Path, asked: argparse.Namespace) -> Record:
 def on_digits(job: Job, folder: Path, asked: argparse.Namespace) -> Record:
     """Digits in memory."""
     run = train_on_digits(job, folder, asked.source, asked.device)
-    return {**look(run.model, run.validation(), job.seed), **size_of(run.model), "seconds": run.seconds}
+    found = look(run.model, run.validation(), job.seed)
+    if _batch_norms(run.model):
+        found["by_batches"] = look(run.model, run.validation(), job.seed, by_batches=True)["accuracy"]
+    return {**found, **size_of(run.model), "seconds": run.seconds}
 
 
 def on_scenes(job: Job, folder: Path, asked: argparse.Namespace) -> Record:

@@ -64,6 +64,26 @@ def test_digits_train_and_the_page_says_what_they_gave() -> None:
     assert page.count("Not measured yet.") == 2
 
 
+def test_a_batchs_own_statistics_judge_and_leave_the_model_as_it_was() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shown = torch.randint(0, 256, (8, 28, 28), generator=generator, dtype=torch.uint8)
+    digits = Digits(shown, torch.arange(8), torch.zeros(1, 1, dtype=torch.uint8))
+    run = DigitRun(Job("mnist", "multigrid-batch", 0, 1, 1e-3, 8), (digits, digits), "cpu")
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    images = run.images(digits, torch.arange(8), generator)
+    seen = []
+    hook = run.model.encoder.register_forward_hook(lambda _, patches, encoding: seen.append((patches[0], encoding)))
+    for by_batches in (True, False):
+        look(run.model, [(images, digits.labels)], 0, draws=1, by_batches=by_batches)
+    hook.remove()
+    own, running = seen[0], seen[-1]
+    with torch.no_grad():
+        assert torch.equal(run.model.encoder.train()(own[0]).vector, own[1].vector)
+        assert torch.equal(run.model.encoder.eval()(running[0]).vector, running[1].vector)
+        assert not torch.equal(run.model.encoder(own[0]).vector, own[1].vector)
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+
+
 def row(arm: str, right: list[int], seed: int = 0, lr: float = 1e-3) -> dict[str, object]:
     """A line of the results: each image was looked at twice."""
     cost = {"cells": 1.0, "macs": 1.0, "patch_macs": 1.0, "parameters": 1, "encoder_parameters": 1, "seconds": 1.0}
@@ -90,3 +110,9 @@ def test_runs_of_the_same_rate_are_compared_where_there_are_some() -> None:
     page = markdown([*trees, row("multigrid-parent", [1, 1, 2, 2])])
     assert "the parent's patch brings +25.0 ± 12.5 points" in page
     assert "the parent's patch brings" not in markdown([trees[1], row("multigrid-parent", [1, 1, 2, 2], lr=2e-3)])
+
+
+def test_what_running_statistics_cost_is_said_where_it_was_measured() -> None:
+    rows = [row("residual", [2, 2]), row("multigrid-batch", [1, 2]) | {"by_batches": 0.9}]
+    assert "not by running ones: multigrid-batch 0.900." in markdown(rows)
+    assert "running ones" not in markdown(rows[:1])
