@@ -32,7 +32,7 @@ ARMS = {
     "multigrid-tree": Arm("multigrid", _SMALL + _CHANNEL, None, ("share_cells=false",)),
     "multigrid-parent": Arm("multigrid", _SMALL + _CHANNEL, None, ("share_cells=false", "context=parent")),
 }
-"""Those without a word for it normalise over the channels of each position, the others over a patch or a batch.
+"""Networks of these two kinds normalise over the channels of each position where their name does not say otherwise.
 
 The last two differ in context alone: what a parent's patch adds is their difference. It is not measured on the scenes:
 most of that training is a lesson, whose places have no parents. ``multires`` trains filters and mixing weights

@@ -30,9 +30,9 @@ has no other size; whole models differ more, since the module that says where to
 `multigrid-tree` shares no cells between parents, as `multigrid-parent` may not: these two differ in
 [what surrounds a cell](encoders.md#a-cell-in-its-parents-patch) alone. Cells are those that were looked at below the
 glance of an image, of these two the paths to them. Of `multigrid` and `multires` those with `-batch` and `-patch`
-normalise over a batch, which is their default, or over a patch, the others over the channels of each position. The
-filters and the mixing weights of `multires` are trained together, on all data, and not on two parts in turn as in its
-paper. Costs are of whole images; seconds are those of training, on a machine that did other work beside.
+normalise over a batch or a patch, the others, as by default, over the channels of each position. The filters and the
+mixing weights of `multires` are trained together, on all data, and not on two parts in turn as in its paper.
+Costs are of whole images; seconds are those of training, on a machine that did other work beside.
 
 Learning rates are those at which the default encoder learns, and of some rows lower ones; differences are always from
 the default encoder at its own rate, and with cells that are shared. Trainings are short, and of one seed unless there
@@ -85,10 +85,14 @@ def _context(rows: Sequence[Record]) -> list[str]:
 
 def _statistics(rows: Sequence[Record]) -> list[str]:
     """Return what it costs that running statistics are of all depths."""
-    found = [f"{row['arm']} {row['by_batches']:.3f}" for row in rows if "by_batches" in row]
+    found = [f"{row['name']} {row['by_batches']:.3f}" for row in rows if "by_batches" in row]
     if not found:
         return []
-    return ["", f"By each batch's own statistics, which are of one depth, not by running ones: {', '.join(found)}."]
+    return [
+        "",
+        "Accuracy by the statistics of what is encoded together, up to 256 patches of one depth, in place of "
+        f"running ones: {', '.join(found)}.",
+    ]
 
 
 def _table(records: Sequence[Record]) -> str:

@@ -106,6 +106,7 @@ def look(
         right += (believed == labels.cpu()).long().tolist()
         cells += float(trace.cells_attended(model.max_depth).sum())
         macs += sum(model.macs(trace))
+    model.eval()
     count = len(right)
     means = {"accuracy": sum(right) / count, "cells": cells / count, "macs": macs / count}
     return {**means, "right": np.array(right).reshape(draws, -1).sum(0).tolist(), "draws": draws}

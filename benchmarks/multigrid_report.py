@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -83,7 +84,7 @@ coarse outputs of the last sections are never read, as the paper's parameter cou
 
 
 class MissingError(Exception):
-    """A network that a claim needs is not trained yet."""
+    """Networks that a claim needs are not trained yet."""
 
 
 class Results:
@@ -96,19 +97,21 @@ class Results:
         return [row for row in self.rows if (row["task"], row["network"]) == (task, network)]
 
     def mean(self, task: str, network: str, name: str = "iou") -> float:
-        """Return a figure of one network.
-
-        Raises:
-            MissingError: there is no result.
-        """
-        rows = self.of(task, network)
-        if not rows:
-            raise MissingError(f"{network} on {task}")
-        return float(mean(row[name] for row in rows))
+        """Return a figure of one network that there are results of."""
+        return float(mean(row[name] for row in self.of(task, network)))
 
 
 Verdict = tuple[bool | None, str]
-Claim = tuple[str, str, Callable[[Results], Verdict]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, the networks by task that it is about, and what decides it from their results."""
+
+    task: str
+    text: str
+    needs: dict[str, tuple[str, ...]]
+    decide: Callable[[Results], Verdict]
 
 
 def by_schedule(rows: Sequence[Row], task: str) -> list[list[Row]]:
@@ -120,11 +123,21 @@ def by_schedule(rows: Sequence[Row], task: str) -> list[list[Row]]:
     return sorted(found.values(), key=lambda own: -own[0]["schedule"]["iterations"])
 
 
-def longest_first(rows: Sequence[Row]) -> list[Results]:
-    """Return the results of the longest schedule of each task, then of the second longest where it has one, ..."""
-    tasks = [found for task in TASKS if (found := by_schedule(rows, task))]
-    most = max(map(len, tasks), default=1)
-    return [Results([row for found in tasks for row in found[min(place, len(found) - 1)]]) for place in range(most)]
+def evidence(rows: Sequence[Row], needs: dict[str, tuple[str, ...]]) -> list[Row]:
+    """Return, of each task, the results of the longest schedule by which all its networks were trained.
+
+    Raises:
+        MissingError: there is no such schedule of a task.
+    """
+    found: list[Row] = []
+    for task, networks in needs.items():
+        known = by_schedule(rows, task) or [[]]
+        lacking = [[name for name in networks if name not in {row["network"] for row in own}] for own in known]
+        best = min(range(len(known)), key=lambda place: len(lacking[place]))
+        if lacking[best]:
+            raise MissingError(", ".join(f"{name} on {task}" for name in lacking[best]))
+        found += known[best]
+    return found
 
 
 def per_cent(value: float) -> str:
@@ -141,21 +154,15 @@ def _above(found: Results, upper: str, lower: str) -> Verdict:
 
 
 def _only(found: Results, task: str, able: Sequence[str], unable: Sequence[str]) -> Verdict:
-    """Whether some networks learn a task that the others do not; None where nobody does, or not all are trained."""
-    known = [network for network in (*able, *unable) if found.of(task, network)]
-    values = {network: found.mean(task, network) for network in known}
+    """Whether some networks learn a task that the others do not; None where not all of the able do, or nobody does."""
+    values = {network: found.mean(task, network) for network in (*able, *unable)}
     text = ", ".join(f"{network} {per_cent(value)}" for network, value in values.items())
     learned = {network for network, value in values.items() if value >= LEARNED}
-    missing = [network for network in (*able, *unable) if network not in known]
     if learned & set(unable):
         return False, text
-    if missing:
-        raise MissingError(", ".join(f"{network} on {task}" for network in missing))
     if not learned:
         return None, f"{text}: none learned it"
-    if learned != set(able):
-        return None, f"{text}: not all of the able learned it yet"
-    return True, text
+    return (True, text) if learned == set(able) else (None, f"{text}: not all of the able learned it yet")
 
 
 def _turns(found: Results) -> Verdict:
@@ -169,51 +176,45 @@ def _turns(found: Results) -> Verdict:
     return (True, text) if min(values[:2]) >= LEARNED else (None, f"{text}: not both are learned yet")
 
 
-CLAIMS: list[Claim] = [
-    ("progressive is above U-NET", "segmentation", lambda found: _above(found, "PMG-11", "U-NET-11")),
-    (
-        "progressive with residual units is above U-NET",
-        "segmentation",
-        lambda found: _above(found, "R-PMG-20", "U-NET-11"),
+def _comparison(upper: str, lower: str, text: str) -> Claim:
+    return Claim("segmentation", text, {"segmentation": (upper, lower)}, lambda found: _above(found, upper, lower))
+
+
+def _exception(task: str, able: tuple[str, ...], unable: tuple[str, ...], text: str) -> Claim:
+    return Claim(task, text, {task: (*able, *unable)}, lambda found: _only(found, task, able, unable))
+
+
+CLAIMS = [
+    _comparison("PMG-11", "U-NET-11", "progressive is above U-NET"),
+    _comparison("R-PMG-20", "U-NET-11", "progressive with residual units is above U-NET"),
+    _comparison("R-PMG-20", "R-SG-20", "R-PMG is above R-SG"),
+    _comparison("PMG-11", "SG-11", "PMG is above SG"),
+    _exception("transformation", PROGRESSIVE, OTHERS, "only progressive networks learn it"),
+    _exception("translation", ("PMG-11",), ("U-NET-11",), "PMG learns it, U-NET does not"),
+    _exception("translation", ("R-PMG-20",), ("U-NET-11",), "R-PMG learns it, U-NET does not"),
+    Claim(
+        "rotation",
+        "U-NET learns to undo it and shear, and not translation",
+        dict.fromkeys(("rotation", "affine", "translation"), ("U-NET-11",)),
+        _turns,
     ),
-    ("R-PMG is above R-SG", "segmentation", lambda found: _above(found, "R-PMG-20", "R-SG-20")),
-    ("PMG is above SG", "segmentation", lambda found: _above(found, "PMG-11", "SG-11")),
-    (
-        "only progressive networks learn it",
-        "transformation",
-        lambda found: _only(found, "transformation", PROGRESSIVE, OTHERS),
-    ),
-    (
-        "progressive networks learn it, U-NET does not",
-        "translation",
-        lambda found: _only(found, "translation", PROGRESSIVE, ["U-NET-11"]),
-    ),
-    ("U-NET learns to undo it and shear, and not translation", "rotation", _turns),
 ]
-"""What sections 4.2 and 4.3 say of a task, and what decides it."""
+"""What sections 4.2 and 4.3 say."""
 
 
 def claims_table(rows: Sequence[Row]) -> str:
     """The claims as a markdown table."""
     lines = ["| | task | claim | here: mean IoU | iterations | |", "|---" * 6 + "|"]
-    for number, (claim, task, decide) in enumerate(CLAIMS, 1):
-        verdict, text, iterations = _decided(rows, task, decide)
-        lines.append(f"| {number} | {task} | {claim} | {text} | {iterations} | {verdict} |")
-    return "\n".join(lines)
-
-
-def _decided(rows: Sequence[Row], task: str, decide: Callable[[Results], Verdict]) -> tuple[str, str, str]:
-    """Return a verdict, what it is from, and after how many iterations of the task."""
-    lacking = []
-    for found in longest_first(rows):
+    for number, claim in enumerate(CLAIMS, 1):
         try:
-            held, text = decide(found)
+            found = evidence(rows, claim.needs)
+            held, text = claim.decide(Results(found))
+            verdict = {True: "reproduced", False: "**not reproduced**", None: "undecided"}[held]
+            iterations = ", ".join(f"{number:,}" for number in sorted({r["schedule"]["iterations"] for r in found}))
         except MissingError as missing:
-            lacking.append(f"not trained yet: {missing}")
-            continue
-        (iterations,) = {row["schedule"]["iterations"] for row in found.rows if row["task"] == task}
-        return {True: "reproduced", False: "**not reproduced**", None: "undecided"}[held], text, f"{iterations:,}"
-    return "undecided", lacking[0], ""
+            verdict, text, iterations = "undecided", f"not trained yet: {missing}", ""
+        lines.append(f"| {number} | {claim.task} | {claim.text} | {text} | {iterations} | {verdict} |")
+    return "\n".join(lines)
 
 
 def task_table(found: Results, task: str) -> str:
@@ -296,7 +297,7 @@ def main() -> None:
             parser.error(f"{path}: holds no results; run `python -m benchmarks.multigrid_pixels` first")
         rows += [row | {"weights": path.parent / f"{row['name']}.safetensors"} for row in own]
     if asked.figure is not None:
-        longest = longest_first(rows)[0].rows
+        longest = [row for task in TASKS for own in by_schedule(rows, task)[:1] for row in own]
         missing = [str(row["weights"]) for row in longest if not row["weights"].exists()]
         if missing:
             parser.error(f"--figure: there are no weights {', '.join(missing)}; take results where they were made")

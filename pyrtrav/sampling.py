@@ -65,6 +65,8 @@ class PatchSampler:
             except PyramidError as error:
                 failed = [error] * len(members)
             errors |= {i: why for i, why in zip(members, failed, strict=True) if why is not None}
+        # They are encoded with the others, and statistics of a batch must not depend on what was in this memory.
+        pixels[list(errors)] = 0
         return patches.permute(0, 3, 1, 2), errors
 
     def _read(

@@ -30,7 +30,7 @@ from tests.samples import SLIDE
 from tests.small import SmallEncoder, random_image
 
 ALL = Settings("all", depth=2, share_cells=False)
-OPTIONS = {"channels": 1, "base_resolution": 32, "width": 0.02, "norm": "channel"}
+OPTIONS = {"channels": 1, "base_resolution": 32, "width": 0.02}
 
 
 def make_model(network: str = "MG-6", *, channels: int = 1, samples: int = 2) -> TopDown:

@@ -75,6 +75,7 @@ def test_a_batchs_own_statistics_judge_and_leave_the_model_as_it_was() -> None:
     hook = run.model.encoder.register_forward_hook(lambda _, patches, encoding: seen.append((patches[0], encoding)))
     for by_batches in (True, False):
         look(run.model, [(images, digits.labels)], 0, draws=1, by_batches=by_batches)
+        assert not any(module.training for module in run.model.modules())
     hook.remove()
     own, running = seen[0], seen[-1]
     with torch.no_grad():
@@ -114,5 +115,6 @@ def test_runs_of_the_same_rate_are_compared_where_there_are_some() -> None:
 
 def test_what_running_statistics_cost_is_said_where_it_was_measured() -> None:
     rows = [row("residual", [2, 2]), row("multigrid-batch", [1, 2]) | {"by_batches": 0.9}]
-    assert "not by running ones: multigrid-batch 0.900." in markdown(rows)
+    rows[1]["name"] = "a-run"
+    assert "in place of running ones: a-run 0.900." in markdown(rows)
     assert "running ones" not in markdown(rows[:1])

@@ -129,6 +129,19 @@ def test_an_image_that_fails_leaves_in_all_of_its_draws() -> None:
     assert set(trace.image.tolist()) == {1}
 
 
+def test_a_patch_that_could_not_be_read_is_the_same_every_time() -> None:
+    class Torn(ArrayPyramid):
+        def read_many(self, regions, size, *, out=None, mask=False):  # type: ignore[no-untyped-def]
+            out[:] = 7
+            raise CorruptImageError(self.path, "torn", level=0, column=0, row=0)
+
+    images = [Torn(np.zeros((16, 16), np.uint8), channels=1), random_image(1)]
+    patches, errors = PatchSampler(images, 4)(np.array([0, 1]), np.array([[0.0, 0.0, 8.0, 8.0]] * 2))
+    assert list(errors) == [0]
+    assert not patches[0].any()
+    assert patches[1].any()
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 12, 12), (1, 1, 16, 8), (1, 1, 2, 2)])
 def test_a_stack_of_other_sides_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="stacked images have sides of 4 x 2"):

@@ -38,8 +38,9 @@ def test_patch_norm_is_layer_norm_of_a_patch_alone() -> None:
 @pytest.mark.parametrize("encoder", [MultigridEncoder, MultiresEncoder])
 def test_strips_of_an_image_are_not_normalised_as_if_they_were_the_image(encoder: type) -> None:
     Fcn(FcnConfig(), encoder(norm="channel"), 2)
-    with pytest.raises(ConfigError, match="a feature sees the whole image; choose norm=channel"):
-        Fcn(FcnConfig(), encoder(norm="patch"), 2)
+    for norm in ("patch", "batch"):
+        with pytest.raises(ConfigError, match="a feature sees the whole image; choose norm=channel"):
+            Fcn(FcnConfig(), encoder(norm=norm), 2)
 
 
 def test_batch_norm_is_torch_s_for_each_scale() -> None:

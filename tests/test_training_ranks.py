@@ -186,12 +186,15 @@ def test_a_training_is_that_of_one_process(folder: Path, shared: Path, tmp_path:
 
 PROGRAM = """
 import atexit, sys
+from contextlib import suppress
 from pathlib import Path
 from pyrtrav.cli import main
 
 @atexit.register
 def threads() -> None:
-    print("left:", [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")], file=sys.stderr)
+    for name in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # it has just ended
+            print("left:", name.read_text().strip(), file=sys.stderr)
 
 main()
 """
@@ -208,8 +211,7 @@ def test_torchrun_starts_it(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == str(tmp_path / "run" / "model.safetensors")
     assert done.stderr.count("epoch 1/1") == 1
-    assert done.stderr.count("left:") == 2
-    assert "gloo" not in done.stderr
+    assert not [line for line in done.stderr.splitlines() if line.startswith("left:") and "gloo" in line]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Normalisation of features: over the channels of each position, over a patch, or over a batch as the papers have it.
 
-Batch statistics make what is trained depend on what else was encoded with it, and one traversal encodes the patches of
-each depth apart: training then sees the statistics of one depth, a test their mixture. Those of a patch depend on
-nothing else, but a feature then sees all of its patch. Over the channels of a position nothing but its own features
-takes part; but an empty position comes out as strong as one that shows something. What they are worth in a traversal is
-measured in docs/encoders.md: the batch's are the best by far.
+Batch statistics make a vector depend on what else was encoded with it, and one traversal encodes the patches of each
+depth apart: training then sees the statistics of one depth, a test their mixture. Those of a patch depend on nothing
+else, but a feature then sees all of its patch. Over the channels of a position nothing but its own features takes part,
+so that strips of an image equal the image; but an empty position comes out as strong as one that shows something. What
+each is worth in a traversal stands in docs/encoders.md.
 """
 
 from collections.abc import Callable
@@ -80,8 +80,8 @@ NORMS: dict[str, Callable[[int, int], nn.Module]] = {"channel": ChannelNorm, "pa
 """By name: from channels and scales to a module of features (image, channel, row, column) and a scale's number."""
 
 
-LOCAL = ("channel", "batch")
-"""Those with which a feature sees its receptive field alone, at test time: what `fcn` needs."""
+LOCAL = "channel"
+"""That with which parts of an image are normalised as the whole is, in training too: what `fcn` needs."""
 
 
 def make_norm(name: str, channels: int, scales: int = 1) -> nn.Module:

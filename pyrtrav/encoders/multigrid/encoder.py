@@ -24,9 +24,10 @@ the patch alone, seen in its surroundings.
 Differs from the paper:
 1. What it does not print is as in the authors' code: the merging of grids, 1 x 1 filters on grids of one position,
    the channels of the -sm forms and of ImageNet's designs, zeros for a shortcut's new channels.
-2. Images of any size: grids of odd sizes are rounded up, and cut where they are doubled.
-3. ``width`` makes a network narrower, down to 8 channels a grid.
-4. In R-PMG-30-SEG the last units' finer grids have no way to the classifier. They are built and counted, as in the
+2. Features are normalised over the channels of each position; ``norm="batch"`` is the paper's (see `normalisation`).
+3. Images of any size: grids of odd sizes are rounded up, and cut where they are doubled.
+4. ``width`` makes a network narrower, down to 8 channels a grid.
+5. In R-PMG-30-SEG the last units' finer grids have no way to the classifier. They are built and counted, as in the
    paper's table; in `topdown`, which stops gradients at the map, they keep their first weights.
 """
 
@@ -52,8 +53,8 @@ class MultigridEncoder(Encoder):
         base_resolution: a multiple of 32, the stride of every network.
         network: a name of `DESIGNS`.
         width: share of the network's channels; a grid keeps at least 8.
-        norm: "batch", over a batch; "patch", over a patch, which does not go with `fcn`; or "channel", over the
-            channels of each position.
+        norm: "channel", over the channels of each position; "patch", over a patch; or "batch", the paper's. The last
+            two do not go with `fcn`.
         mean, std: of patches in 0..1, one number or one for each channel.
     """
 
@@ -64,7 +65,7 @@ class MultigridEncoder(Encoder):
         base_resolution: int = 64,
         network: str = "MG-6",
         width: float = 0.125,
-        norm: str = "batch",
+        norm: str = "channel",
         mean: float | Sequence[float] = 0.5,
         std: float | Sequence[float] = 0.25,
     ) -> None:
@@ -88,7 +89,7 @@ class MultigridEncoder(Encoder):
             mean=mean,
             std=std,
             # Layers that look to and fro between grids are no stack: one window holds all that a feature sees.
-            windows=(Window(field, seen.stride), Window(1, 1, pooling=True)) if norm in LOCAL else (),
+            windows=(Window(field, seen.stride), Window(1, 1, pooling=True)) if norm == LOCAL else (),
         )
         self.trunk, self._grids = trunk, design.grids
         self.takes_context = design.grids > 1

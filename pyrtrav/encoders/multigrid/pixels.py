@@ -133,7 +133,7 @@ def build_pixel_network(name: str, *, outputs: int, channels: int = 1, norm: str
         name: of `PIXEL_NETWORKS`.
         outputs: logits of a pixel: 10 digits of the segmentation, 1 of the spatial transformation.
         channels: of an image.
-        norm: "batch", the paper's, or "channel".
+        norm: "batch", the paper's, or another of `NORMS`.
 
     Raises:
         ConfigError: no network or normalisation has this name.

@@ -23,7 +23,8 @@ Differs from the paper:
    multiply-accumulates where table 1 says 0.26e9, which no structure of that kind has (docs/encoders.md).
 4. What is pruned is set to zero, the rest is not scaled up; fine-tuning may do so.
 5. MBConv6 has EfficientNet's shortcut and SiLU; the paper names neither.
-6. Statistics of a batch are of each resolution apart, on which it says nothing.
+6. Features are normalised over the channels of each position; ``norm="batch"`` is the paper's, with statistics for
+   each resolution apart, on which it says nothing.
 7. The image layer may have a stride; the paper's is 1.
 8. `pyrtrav train` has one optimiser for all parameters, on all data. The paper's two parts in turn, pruning and
    fine-tuning are `benchmarks.learned_filters`, on images alone.
@@ -68,8 +69,8 @@ class MultiresEncoder(Encoder):
             lower and lower; "no-pooling".
         learn_depth: the last features are a mixture of all layers' outputs, which is learned.
         stride: of the image layer.
-        norm: "batch", over a batch; "patch", over a patch, which does not go with `fcn`; or "channel", over the
-            channels of each position.
+        norm: "channel", over the channels of each position; "patch", over a patch; or "batch", the paper's. The last
+            two do not go with `fcn`.
         mean, std: of patches in 0..1, one number or one for each channel.
         kept: resolutions that each layer computes; pruning sets it.
         outputs: layers whose outputs are mixed; pruning sets it. There are no layers after the last of them.
@@ -87,7 +88,7 @@ class MultiresEncoder(Encoder):
         structure: str = "learned",
         learn_depth: bool = False,
         stride: int = 2,
-        norm: str = "batch",
+        norm: str = "channel",
         mean: float | Sequence[float] = 0.5,
         std: float | Sequence[float] = 0.25,
         kept: Sequence[Sequence[int]] | None = None,
@@ -114,7 +115,7 @@ class MultiresEncoder(Encoder):
             std=std,
         )
         self.resolutions, self.stride = resolutions, stride
-        self.local = block != "mbconv" and norm in LOCAL
+        self.local = block != "mbconv" and norm == LOCAL
         self.image = ConvBlock(channels, filters, 1, norm, stride)
         self.layers = nn.ModuleList(
             MultiresLayer(build(filters, filters, resolutions, norm), Mixing(resolutions, structure == "learned"))
