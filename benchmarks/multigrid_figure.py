@@ -44,8 +44,7 @@ def draw_examples(rows: Sequence[dict[str, Any]], data: Path, examples: int) -> 
     """Return the picture of all tasks: the first test scenes, their targets, and what trained networks say.
 
     Args:
-        rows: results, of one schedule for each task, with the path of their ``weights``; of several seeds the first is
-            shown.
+        rows: results, with the path of their ``weights``; of several of a network the first is shown.
         data: with MNIST.
     """
     _, digits = load_digit_sets(data)

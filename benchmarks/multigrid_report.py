@@ -3,14 +3,14 @@
     python -m benchmarks.multigrid_report runs/multigrid_pixels/results.jsonl --out docs/multigrid_tasks.md \\
         --figure docs/multigrid_tasks.png
 
-Several files of results make one page; a task has a table for each of its schedules. The picture is of the longest and
-needs the weights, which training leaves beside the results, and MNIST.
+Several files of results make one page; a task has a table for each of its schedules. The picture is of each network's
+longest training and needs the weights, which training leaves beside the results, and MNIST.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -217,25 +217,29 @@ def claims_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def task_table(found: Results, task: str) -> str:
-    """The networks of one task beside the paper's."""
-    paper = PAPER.get(task, {})
+def task_table(rows: Sequence[Row], task: str, trained: Collection[str]) -> str:
+    """The networks of one task and schedule beside the paper's.
+
+    Args:
+        trained: the networks that were, by this schedule or another.
+    """
+    found, paper = Results(rows), PAPER.get(task, {})
     lines = [
         "| network | params, million | GMAC | IoU | the paper's | error | the paper's | missed | right | minutes |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for network in PIXEL_NETWORKS:
-        rows = found.of(task, network)
+        own = found.of(task, network)
         theirs = [per_cent(value) for value in paper.get(network, ())] or ["", ""]
-        if not rows and network not in paper:
+        if not own and (network in trained or network not in paper):
             continue
-        if not rows:
+        if not own:
             lines.append(f"| {network} | | | not trained yet | {theirs[0]} | | {theirs[1]} | | | |")
             continue
         iou, error, missed, pixels = (
             per_cent(found.mean(task, network, name)) for name in ("iou", "error", "missed", "pixels")
         )
-        cost = f"{rows[0]['parameters'] / 1e6:.2f} | {rows[0]['macs'] / 1e9:.2f}"
+        cost = f"{own[0]['parameters'] / 1e6:.2f} | {own[0]['macs'] / 1e9:.2f}"
         minutes = f"{found.mean(task, network, 'seconds') / 60:.1f}"
         lines.append(
             f"| {network} | {cost} | {iou} | {theirs[0]} | {error} | {theirs[1]} | {missed} | {pixels} | {minutes} |"
@@ -276,9 +280,14 @@ def markdown(rows: Sequence[Row], figure: str | None = None) -> str:
     for task in TASKS:
         for own in by_schedule(rows, task):
             title = f"## {task.capitalize()}, {own[0]['schedule']['iterations']:,} iterations"
-            parts += [title, provenance(own), task_table(Results(own), task)]
+            parts += [
+                title,
+                provenance(own),
+                task_table(own, task, {row["network"] for row in rows if row["task"] == task}),
+            ]
     if figure is not None:
-        parts += ["## Examples", f"![Inputs, targets and the networks' outputs on test scenes.]({figure})"]
+        caption = "Inputs, targets and the networks' outputs on test scenes, each after its longest training."
+        parts += ["## Examples", f"![{caption}]({figure})"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -297,13 +306,15 @@ def main() -> None:
             parser.error(f"{path}: holds no results; run `python -m benchmarks.multigrid_pixels` first")
         rows += [row | {"weights": path.parent / f"{row['name']}.safetensors"} for row in own]
     if asked.figure is not None:
-        longest = [row for task in TASKS for own in by_schedule(rows, task)[:1] for row in own]
-        missing = [str(row["weights"]) for row in longest if not row["weights"].exists()]
+        longest: dict[tuple[str, str], Row] = {}
+        for row in (row for task in TASKS for own in by_schedule(rows, task) for row in own):
+            longest.setdefault((row["task"], row["network"]), row)
+        missing = [str(row["weights"]) for row in longest.values() if not row["weights"].exists()]
         if missing:
             parser.error(f"--figure: there are no weights {', '.join(missing)}; take results where they were made")
         if not (asked.data / "mnist").is_dir():
             parser.error(f"--data: {asked.data} holds no folder mnist with the IDX files")
-        picture = draw_examples(longest, asked.data, asked.examples)
+        picture = draw_examples(list(longest.values()), asked.data, asked.examples)
         with written_whole(asked.figure) as beside:
             picture.save(beside, "PNG")
     text = markdown(rows, asked.figure.name if asked.figure else None)

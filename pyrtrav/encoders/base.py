@@ -39,7 +39,7 @@ class Window(NamedTuple):
 
 
 class Encoder(nn.Module, ABC):
-    """Normalises patches and encodes them, each on its own: no statistics of a batch.
+    """Normalises patches and encodes them, each on its own, but in training where features are normalised over a batch.
 
     A subclass writes `features`. Convolutions may be slid over larger images by calling it directly.
 
