@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrtrav.colours import Colours
+from pyrtrav.encoders import build_encoder
 from pyrtrav.encoders.base import Encoding
 from pyrtrav.errors import ConfigError
 from pyrtrav.methods.topdown import TopDown, TopDownConfig
@@ -232,3 +233,7 @@ def test_what_is_not_frozen_is_refused() -> None:
     with pytest.raises(ConfigError, match="drops features at random"):
         VectorCache(encoder)
     VectorCache(encoder.eval())
+    batches = build_encoder("multires", norm="batch").requires_grad_(False)
+    with pytest.raises(ConfigError, match="normalises over batches"):
+        VectorCache(batches)
+    VectorCache(batches.eval())

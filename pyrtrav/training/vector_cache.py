@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrtrav.encoders.base import Encoder, Encoding
+from pyrtrav.encoders.normalisation import BatchNorm
 from pyrtrav.errors import ConfigError
 from pyrtrav.methods import Model
 from pyrtrav.pyramid.base import Pyramid
@@ -117,6 +118,11 @@ class VectorCache:
         if any(isinstance(part, DROPOUTS) and part.training and part.p for part in self._encoder.modules()):
             raise ConfigError(
                 "the encoder drops features at random, so that its vectors cannot be kept; set keep_vectors=0"
+            )
+        if any(isinstance(part, BatchNorm) and part.training for part in self._encoder.modules()):
+            raise ConfigError(
+                "the encoder normalises over batches: a vector depends on what else is encoded with it, and cannot be "
+                "kept; set keep_vectors=0"
             )
         self._versions, self._digest = versions, digest_of(self._encoder)
 
