@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyrtrav.encoders import LinearClassifier, MultigridEncoder, count_macs
 from pyrtrav.encoders.multigrid import DESIGNS, PIXEL_NETWORKS, build_pixel_network
 from pyrtrav.encoders.multigrid.layers import MgConv, MgPool, OnCoarsest, PlainUnit, ResidualUnit, image_pyramid
-from pyrtrav.encoders.normalisation import NORMS
+from pyrtrav.encoders.normalisation import LOCAL, NORMS
 from pyrtrav.errors import ConfigError
 
 # "Multigrid Neural Architectures", table 1: millions of parameters and of multiply-accumulates.
@@ -245,7 +245,8 @@ class TestEncoder:
             features = encoder.features(encoder.normalise(torch.rand(1, 3, 128, 96).double()))
         assert vector.shape == (3, encoder.vector_size)
         assert map_.shape == (3, encoder.map_channels, *encoder.map_size)
-        stride = 64 // encoder.features(patches).shape[-1]
+        stride = encoder.trunk.seen.stride
+        assert norm != LOCAL or encoder.total_stride == stride
         assert features.shape == (1, encoder.vector_size, 128 // stride, 96 // stride)
         torch.testing.assert_close(alone.vector[0], vector[1])
         torch.testing.assert_close(alone.map[0], map_[1])

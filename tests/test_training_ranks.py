@@ -211,7 +211,9 @@ def test_torchrun_starts_it(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == str(tmp_path / "run" / "model.safetensors")
     assert done.stderr.count("epoch 1/1") == 1
-    assert not [line for line in done.stderr.splitlines() if line.startswith("left:") and "gloo" in line]
+    left = [line for line in done.stderr.splitlines() if line.startswith("left:")]
+    assert len(left) >= 2 or not Path("/proc/self/task").exists(), "each process has a thread that says so"
+    assert not any("gloo" in line for line in left)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,16 @@ from pyrtrav.errors import ConfigError, nearest_name
 EPSILON = 1e-5
 
 
-class ChannelNorm(nn.Module):
-    """Mean 0 and variance 1 over the channels of each position, then a weight and a bias for each channel."""
+class _Norm(nn.Module):
+    """A weight and a bias for each channel, of features at any of so many scales."""
 
     def __init__(self, channels: int, scales: int = 1) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+
+class ChannelNorm(_Norm):
+    """Mean 0 and variance 1 over the channels of each position, then a weight and a bias for each channel."""
 
     def forward(self, features: Tensor, scale: int = 0) -> Tensor:
         features = features.to(self.weight.dtype)  # sums in bfloat16 would be coarse
@@ -32,21 +36,17 @@ class ChannelNorm(nn.Module):
         return scaled * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
 
-class PatchNorm(nn.Module):
+class PatchNorm(_Norm):
     """Mean 0 and variance 1 over all features of a patch, then a weight and a bias for each channel.
 
     "Group normalization" (Wu and He, 2018) with one group.
     """
 
-    def __init__(self, channels: int, scales: int = 1) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
     def forward(self, features: Tensor, scale: int = 0) -> Tensor:
         return functional.group_norm(features.to(self.weight.dtype), 1, self.weight, self.bias, EPSILON)
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(_Norm):
     """Batch normalisation whose weights may serve several scales, each with running statistics of its own.
 
     In training a batch's own statistics, at test time the running ones. Where a batch has one value a channel, which
@@ -62,8 +62,7 @@ class BatchNorm(nn.Module):
     var: Tensor
 
     def __init__(self, channels: int, scales: int = 1) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        super().__init__(channels, scales)
         self.register_buffer("mean", torch.zeros(scales, channels))
         self.register_buffer("var", torch.ones(scales, channels))
 
